@@ -1,0 +1,45 @@
+# The words that people and CI use alike. `make demo` and `make test` need only Python 3.11+ and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# one thread: two are far slower on work this small
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help venv demo test check bench docs clean
+
+help:
+	@echo "make demo    prune on embedded data, with and without AP, and write runs/demo/report.html"
+	@echo "make test    the whole suite"
+	@echo "make check   style and types"
+	@echo "make bench   the speed benchmarks (minutes; results in benchmarks/results)"
+	@echo "make clean   remove what was built"
+
+venv: $(STAMP)
+
+# a warm call runs no pip: the stamp is younger than everything the environment depends on
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; write make PYTHON=python3.12, say"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev,fast,onnx]'
+	@touch $@
+
+demo: venv
+	$(ONE_THREAD) $(BIN)/rectified demo
+
+test: venv
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 MPLBACKEND=Agg HOME=$$(mktemp -d) $(BIN)/python -m pytest
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: venv
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,318 @@
+"""The door: `rectified VERB [options]` -> a job -> a run folder with its report.
+
+Exit codes: 0 done; 2 a mistake of the user's, told in one line; 1 a fault of ours; 130 and 143
+after Ctrl-C and SIGTERM, with everything saved that `--resume` needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, make_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from rectified import __version__
+from rectified.errors import UserError, choose
+
+if TYPE_CHECKING:
+    from rectified.runs import Run
+
+VERBS = {  # verb -> what it does, and examples
+    "demo": ("the main job on embedded data, with a report", ("",)),
+    "prune": (
+        "iterative pruning with and without AP (Activate-while-Pruning)",
+        (
+            "--data digits --model mlp --ap off,lite --seeds 16",
+            "--data PATH/cifar10 --model resnet20 --score lamp,magnitude --target 0.02",
+            "--data PATH --model mine.py:factory --weights mine.safetensors --rewind finetune",
+        ),
+    ),
+    "report": ("one page over finished run folders", ("runs/demo runs/other --out page.html",)),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a verb runs: a module of `rectified.jobs`, its default settings, its default folder.
+
+    A verb with a folder of its own replaces what an earlier run of it left there.
+    """
+
+    module: str
+    default: str
+    out: Path | None = None
+
+
+_JOBS = {
+    "prune": Job("prune", "DEFAULT"),
+    "demo": Job("prune", "DEMO", Path("runs/demo")),
+}
+_USER_ERRNO = {
+    errno.ENOSPC: "the disk is full: free some space, or give --out another place",
+    errno.EDQUOT: "the quota is used up: free some space, or give --out another place",
+    errno.EACCES: "permission denied: give --out a folder that you may write",
+    errno.EPERM: "permission denied: give --out a folder that you may write",
+    errno.EROFS: "the file system is read-only: give --out a folder that you may write",
+    errno.ENOTDIR: "a part of the path is a file: give --out another place",
+    errno.ENAMETOOLONG: "the path is too long: give --out a shorter one",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _terminations():
+            return _dispatch(arguments)
+    except UserError as error:
+        return _complain(str(error))
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in _USER_ERRNO:
+            raise
+        return _complain(f"{error.filename or 'writing'}: {_USER_ERRNO[error.errno]}")
+    except _Terminated:
+        return _interrupted(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        return _interrupted(128 + signal.SIGINT)
+
+
+def _complain(message: str) -> int:
+    print("rectified: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception, so that everything is closed on the way out."""
+
+
+@contextlib.contextmanager
+def _terminations() -> Any:
+    def handler(_number: int, _frame: Any) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread: the host decides about signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted(code: int) -> int:
+    if _begun:
+        print(f"\nrectified: interrupted; go on with: {_begun[-1]}", file=sys.stderr)
+    else:
+        print("\nrectified: interrupted before anything was written", file=sys.stderr)
+    return code
+
+
+_begun: list[str] = []  # how to go on with the run under way
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"rectified {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    choose("verb", verb, list(VERBS))
+    if verb == "report":
+        return _report(rest)
+    return _run(verb, rest)
+
+
+def _help() -> str:
+    lines = ["usage: rectified VERB [options]", "", "Make neural networks lean, and see what that"
+             " cost.", ""]
+    lines += [f"  {verb:<10}{words}" for verb, (words, _) in VERBS.items()]
+    lines += ["", "rectified VERB --help lists a verb's options, with examples.", ""]
+    lines += ["examples:", *(f"  rectified {verb} {ex[0]}".rstrip() for verb, (_, ex) in
+                             VERBS.items())]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run goes.
+
+    Attributes:
+        out: folder for the results; runs/VERB-DATA-TIME by default.
+        config: settings to begin with: the config.yaml of an earlier run; flags override it.
+        resume: go on with the unfinished run in this folder; needs no other flag.
+        quiet: print nothing but the results.
+    """
+
+    out: Path | None = None
+    config: Path | None = None
+    resume: Path | None = None
+    quiet: bool = False
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    from rectified.runs import Run, default_path, environment
+
+    job = _JOBS[verb]
+    module = import_module(f"rectified.jobs.{job.module}")
+    default = _default(job, getattr(module, job.default), arguments)
+    options, config = _parse(verb, default, arguments)
+    from rectified.training import accelerator
+
+    _quieten()
+    process = accelerator(config.device)
+    folder = Run(
+        options.resume or options.out or job.out or default_path(verb, config.data),
+        resume=options.resume is not None,
+        replace=options.out is None and job.out is not None,
+        writer=process.is_main_process,
+    )
+    if options.resume is not None and folder.finished:
+        raise UserError(f"{folder.path} is finished: see {folder.path / 'report.html'}")
+    _begun.append(f"rectified {verb} --resume {folder.path}")
+    shows = process.is_main_process and not options.quiet
+    with contextlib.closing(folder):
+        text = module.run(config, folder, environment(), shows)
+    _begun.clear()
+    if process.is_main_process:
+        _tell(text, folder)
+    return 0
+
+
+def _tell(text: str, folder: Run) -> None:
+    print(text)
+    print(f"\nreport: {folder.path / 'report.html'}")
+
+
+def _quieten() -> None:
+    """Libraries warn about what is not the user's to change."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|accelerate\.")
+
+
+def _default(job: Job, default: Any, arguments: Sequence[str]) -> Any:
+    """The settings that flags override: the verb's own, or those of an earlier run."""
+    from rectified.runs import CONFIG, read_config
+
+    resume, file = _value(arguments, "--resume"), _value(arguments, "--config")
+    if resume is not None:
+        flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+        extra = sorted(flags - {"--resume", "--quiet", "--no-quiet"})
+        if extra:
+            raise UserError(f"--resume goes on with the run's own settings: leave out {extra[0]}")
+        if not (Path(resume) / CONFIG).is_file():
+            raise UserError(f"nothing to resume in {resume}: it has no {CONFIG}")
+        file = str(Path(resume) / CONFIG)
+    if file is None:
+        return default
+    verb, settings = read_config(Path(file))
+    if verb != job.module:
+        raise UserError(f"{file} is for `rectified {verb}`, not for `rectified {job.module}`")
+    return from_settings(type(default), settings, source=file)
+
+
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    for position, word in enumerate(arguments):
+        if word == flag and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> Any:
+    """Settings from a file as a config object.
+
+    Raises:
+        UserError: for a setting that the config does not have, or a value of another type.
+    """
+    from typeguard import TypeCheckError, check_type
+
+    hints = get_type_hints(config)
+    known = {f.name for f in fields(config)}
+    values = {}
+    for name, value in settings.items():
+        choose(f"setting in {source}", name, sorted(known))
+        value = tuple(value) if isinstance(value, list) else value
+        value = float(value) if hints[name] is float and isinstance(value, int) else value
+        try:
+            values[name] = check_type(value, hints[name])
+        except TypeCheckError:
+            raise UserError(f"{name} in {source} has an unusable value: {value!r}") from None
+    return config(**values)
+
+
+def _parse(verb: str, default: Any, arguments: list[str]) -> tuple[RunOptions, Any]:
+    """Read flags over `default`; tyro's own errors become one line."""
+    import tyro
+
+    arguments_of = make_dataclass("Arguments", [("run", RunOptions), (verb, type(default))])
+    words, examples = VERBS[verb]
+    epilogue = "\n".join(f"  rectified {verb} {example}" for example in examples)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed = tyro.cli(
+                arguments_of,
+                args=arguments,
+                prog=f"rectified {verb}",
+                description=f"{words[0].upper()}{words[1:]}.\n\nexamples:\n{epilogue}",
+                default=arguments_of(RunOptions(), default),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(said.getvalue(), verb)) from None
+    return parsed.run, getattr(parsed, verb)
+
+
+def _one_line(box: str, verb: str) -> str:
+    """What tyro says in its frame: the first paragraph, and the flags that it proposes."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
+    rules = [i for i, line in enumerate(lines) if set(line) <= set("─╰╯")]
+    paragraph = " ".join(line for line in lines[: rules[0] if rules else None] if line)
+    proposed = [line.split()[0] for line in lines if re.match(r"--\w", line)]
+    meant = f"; perhaps {proposed[0]}" if proposed else ""
+    return f"{paragraph.rstrip('.')}{meant}; see rectified {verb} --help"
+
+
+def _report(arguments: list[str]) -> int:
+    """`rectified report RUN... [--out FILE]`."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="rectified report",
+        description="One page over finished run folders.",
+        epilog="example: rectified report runs/demo runs/other --out page.html",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a finished run's folder")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
+    options = parser.parse_args(arguments)
+    from rectified.jobs.reports import combined
+    from rectified.runs import write_text
+
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.out, combined(options.runs))
+    print(f"report: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The one exception for a caller's mistake.
+
+A `UserError` says which value cannot be used, which rule it broke, and what to write instead. The
+command line prints it as one line and exits with 2; every other exception is a fault of ours.
+"""
+
+
+class UserError(ValueError):
+    """A value that the caller gave cannot be used.
+
+    Example:
+        >>> raise UserError("fraction must be in [0, 1), got 1.5")
+        Traceback (most recent call last):
+        ...
+        rectified.errors.UserError: fraction must be in [0, 1), got 1.5
+    """
+
+
+def choose(kind: str, name: str, options: dict[str, object] | list[str] | tuple[str, ...]) -> str:
+    """Return `name` if it is one of `options`.
+
+    Args:
+        kind: what is being chosen, for the message: `"score"`.
+        name: the caller's word.
+        options: the known words.
+
+    Raises:
+        UserError: if `name` is not known; the message lists what is.
+
+    Example:
+        >>> choose("solver", "rk5", ["euler", "heun"])
+        Traceback (most recent call last):
+        ...
+        rectified.errors.UserError: unknown solver 'rk5'; choose from euler, heun
+    """
+    if name not in options:
+        raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(options)}")
+    return name

@@ -1,0 +1,221 @@
+"""Classifiers for the jobs: from the words of the command line to a network, and how to train it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rectified import models
+from rectified.data import Augment, Batches, ImageData, Images
+from rectified.errors import UserError, choose
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is usually trained.
+
+    Attributes:
+        build: makes it from `num_classes`, `in_channels`, `image_size` and `norm`.
+        epochs: of the whole schedule.
+        batch_size: examples a step.
+        learning_rate: at its peak.
+        weight_decay: of SGD or AdamW.
+        optimizer: sgd or adamw.
+        norm: whether it has batch norms unless told otherwise.
+        channels_last: whether that memory format is faster for it.
+        together: how many of them to train as one module.
+    """
+
+    build: Callable[..., nn.Module]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 5e-4
+    optimizer: str = "sgd"
+    norm: bool = True
+    channels_last: bool = False
+    together: int = 1
+
+
+def _vit(**given: Any) -> nn.Module:
+    given.pop("norm")
+    return models.vit(**given)
+
+
+def _mlp(**given: Any) -> nn.Module:
+    norm = nn.BatchNorm1d if given.pop("norm") else None
+    return models.mlp(norm=norm, **given)
+
+
+def _with_norm2d(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def make(**given: Any) -> nn.Module:
+        norm = nn.BatchNorm2d if given.pop("norm") else None
+        return build(norm=norm, **given)
+
+    return make
+
+
+RECIPES: dict[str, Recipe] = {
+    "mlp": Recipe(_mlp, 8, 64, 0.1, norm=False, together=256),
+    "cnn": Recipe(_with_norm2d(models.cnn), 8, 64, 0.1),
+    "resnet20": Recipe(_with_norm2d(models.resnet20), 50, 128, 0.1, channels_last=True),
+    "resnet32": Recipe(_with_norm2d(models.resnet32), 50, 128, 0.1, channels_last=True),
+    "resnet56": Recipe(_with_norm2d(models.resnet56), 50, 128, 0.1, channels_last=True),
+    "vgg16": Recipe(_with_norm2d(models.vgg16), 50, 128, 0.05, channels_last=True),
+    "vgg19": Recipe(_with_norm2d(models.vgg19), 50, 128, 0.05, channels_last=True),
+    "vit": Recipe(_vit, 50, 128, 1e-3, weight_decay=0.05, optimizer="adamw"),
+}
+
+
+def recipe(model: str) -> Recipe:
+    """The recipe of a named model, or of anybody's `module:factory`.
+
+    Raises:
+        UserError: if there is no such model, or the factory cannot be imported.
+    """
+    if ":" in model:
+        return Recipe(_factory(model), 50, 128, 0.05)
+    choose("model", model, [*RECIPES, "module:factory"])
+    return RECIPES[model]
+
+
+def _factory(text: str) -> Callable[..., nn.Module]:
+    module_name, _, attribute = text.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: people keep their model beside them
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"model {text!r} cannot be imported ({error}): write module:factory, both importable "
+            "from the present folder"
+        ) from error
+
+    def make(**given: Any) -> nn.Module:
+        accepted = inspect.signature(factory).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            given = {name: value for name, value in given.items() if name in accepted}
+        made = factory(**given)
+        if not isinstance(made, nn.Module):
+            raise UserError(f"model {text!r} must return an nn.Module, got {type(made).__name__}")
+        return made
+
+    return make
+
+
+def build(
+    model: str, data: ImageData, *, seed: int, norm: bool | None = None, weights: str | None = None
+) -> nn.Module:
+    """A network for `data`, with initial weights that `seed` decides, or those of a file.
+
+    Args:
+        model: a name in `RECIPES`, or `module:factory`; a factory gets those of `num_classes`,
+            `in_channels`, `image_size` and `norm` that it has parameters for.
+        data: what it is to classify.
+        seed: of the initial weights.
+        norm: whether it has batch norms; the recipe's choice by default.
+        weights: a checkpoint to start from.
+
+    Raises:
+        UserError: if the model cannot be made, or the weights do not fit.
+    """
+    made = recipe(model)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        network = made.build(
+            num_classes=len(data.classes),
+            in_channels=data.channels,
+            image_size=(data.height, data.width),
+            norm=made.norm if norm is None else norm,
+        )
+    if weights is not None:
+        load_weights(network, Path(weights))
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a checkpoint, executing nothing in it.
+
+    Args:
+        network: takes the weights.
+        path: a safetensors file, or one of `torch.save` with a state_dict, alone or under
+            `state_dict` or `model`.
+
+    Raises:
+        UserError: if there is no such file, it is damaged or would run code, or names or shapes
+            do not fit.
+    """
+    state = _strip(_read_weights(path))
+    own = network.state_dict()
+    for name in [*own, *state]:
+        if name not in state:
+            raise UserError(f"weights {path} lack {name!r}, which the model has")
+        if name not in own:
+            raise UserError(f"weights {path} have {name!r}, which the model lacks")
+        if own[name].shape != state[name].shape:
+            raise UserError(
+                f"weights {path}: {name!r} has shape {tuple(state[name].shape)}, "
+                f"the model has {tuple(own[name].shape)}"
+            )
+    network.load_state_dict(state)
+
+
+def _read_weights(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"no weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own exceptions for a damaged file
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"weights {path} cannot be read safely ({reason}): give a safetensors file, or a "
+            "plain state_dict"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UserError(f"weights {path} are not a state_dict of tensors")
+    return found
+
+
+def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefixes = ("module.", "_orig_mod.")
+    while state and all(name.startswith(prefixes) for name in state):
+        state = {name.split(".", 1)[1]: value for name, value in state.items()}
+    return dict(state)
+
+
+def training_batches(
+    data: ImageData, size: int, *, seed: int, augment: bool, device: torch.device
+) -> Batches:
+    """Shuffled, standardised batches of the training split."""
+    return Batches(
+        data.train,
+        size,
+        seed=seed,
+        augment=Augment() if augment else None,
+        mean=data.mean,
+        std=data.std,
+        device=device,
+    )
+
+
+def plain_batches(
+    images: Images, data: ImageData, *, size: int = 500, device: torch.device
+) -> Batches:
+    """Every example of a split once, in order, standardised as the training split is."""
+    return Batches(images, size, shuffle=False, mean=data.mean, std=data.std, device=device)

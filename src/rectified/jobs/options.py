@@ -1,0 +1,49 @@
+"""Kinds of option that the command line reads, the same for every verb."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import tyro
+
+from rectified.errors import UserError
+
+
+def _comma_separated(kind: type) -> Any:
+    def read(arguments: list[str]) -> tuple[Any, ...]:
+        return tuple(kind(word.strip()) for word in arguments[0].split(",") if word.strip())
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{kind.__name__.upper().replace('STR', 'NAME')},...",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, tuple)
+        and all(isinstance(entry, kind) for entry in value),
+        str_from_instance=lambda value: [",".join(str(entry) for entry in value)],
+    )
+
+
+Words = Annotated[tuple[str, ...], _comma_separated(str)]
+"""A comma-separated list of names: `--score magnitude,lamp`."""
+
+Numbers = Annotated[tuple[int, ...], _comma_separated(int)]
+"""A comma-separated list of whole numbers: `--steps 1,2,4`."""
+
+
+def seed_list(seeds: int, seed: int | None) -> tuple[int, ...]:
+    """`--seeds 5` means seeds 0 to 4; `--seed 7` that one alone.
+
+    Raises:
+        UserError: if there is no seed, or it is negative.
+
+    Example:
+        >>> seed_list(3, None), seed_list(3, 7)
+        ((0, 1, 2), (7,))
+    """
+    if seed is not None:
+        if seed < 0:
+            raise UserError(f"seed must be at least 0, got {seed}")
+        return (seed,)
+    if seeds < 1:
+        raise UserError(f"seeds must be at least 1, got {seeds}")
+    return tuple(range(seeds))

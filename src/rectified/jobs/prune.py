@@ -1,0 +1,621 @@
+"""`rectified prune`: iterative pruning with and without AP, over scores, arms and seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from rectified.data import Batches, ImageData, load_images
+from rectified.errors import UserError, choose
+from rectified.jobs import prune_report
+from rectified.jobs.classifiers import build, plain_batches, recipe, training_batches
+from rectified.jobs.options import Words, seed_list
+from rectified.jobs.prune_training import Request, train_all
+from rectified.jobs.statistics import interval
+from rectified.pruning import schedule, scores
+from rectified.pruning.activate import (
+    ARMS,
+    activation_scope,
+    arm,
+    norms_before_relu,
+    reference_arm,
+)
+from rectified.pruning.cycle import Cycle, Rewind, Stage, Training, plan
+from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
+from rectified.pruning.masks import full_masks
+from rectified.runs import FileStore, Run
+from rectified.training import (
+    FitConfig,
+    accelerator,
+    classification,
+    classification_quality,
+    evaluate,
+)
+
+SCORES: dict[str, Callable[[int], scores.Score]] = {
+    "magnitude": lambda seed: scores.magnitude,
+    "layer_magnitude": lambda seed: scores.magnitude,
+    "gradient": lambda seed: scores.Gradient(),
+    "snip": lambda seed: scores.SNIP(),
+    "grasp": lambda seed: scores.GraSP(),
+    "synflow": lambda seed: scores.SynFlow(),
+    "lamp": lambda seed: scores.lamp,
+    "lookahead": lambda seed: scores.LookAhead(),
+    "movement": lambda seed: scores.Movement(),
+    "erk": lambda seed: scores.ERK(),
+    "random": lambda seed: scores.Random(torch.Generator().manual_seed(seed)),
+}
+LAYERWISE = ("layer_magnitude",)
+SCHEDULES = ("constant", "geometric", "cubic", "one_shot")
+SCORE_BATCHES = 10  # that gradient scores may look at
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Prune a network over several cycles, and measure accuracy and dead neurons in each.
+
+    Attributes:
+        data: digits (embedded), a parquet or image folder, or the name of a data set on the hub.
+        limit: use at most this many training examples.
+        model: mlp, cnn, resnet20, resnet32, resnet56, vgg16, vgg19, vit, or module:factory.
+        norm: whether the network has batch norms; `auto` is the model's habit.
+        weights: checkpoint to start from (safetensors, or a plain state_dict).
+        score: pruning methods: magnitude, layer_magnitude, gradient, snip, grasp, synflow, lamp,
+            lookahead, movement, erk, random.
+        ap: arms: off, lite, pro; controls: random, any_sign (as lite), off_pro (as pro).
+        cycles: prunings, each followed by training.
+        rate: share of the remaining weights that a cycle drops.
+        ap_rate: the part of it that AP takes, as a share of the remaining weights.
+        target: density to reach; takes the place of `rate`, by `schedule`.
+        schedule: constant (by rate), geometric, cubic or one_shot (to the target).
+        scope: what a score ranks together: global, layer, or a pattern such as 2:4.
+        ap_scope: layers that AP may touch: relu (inputs >= 0, a ReLU behind) or all.
+        floor: weights that every layer keeps at least.
+        rewind: init, epoch:K, lr or finetune.
+        fidelity: `reference` reproduces the authors' arithmetic (magnitude, lite and off only).
+        epochs: of training, in every cycle.
+        batch_size: examples a step.
+        learning_rate: at its peak.
+        weight_decay: of the optimiser.
+        optimizer: sgd, adam or adamw.
+        augment: random crops and flips of the training images; by default for colour images.
+        precision: float32 or bf16.
+        together: networks trained as one module; by default many for an mlp, else one.
+        dead_threshold: outputs up to this size count as zero; needed for GELU and SiLU.
+        dead_examples: training examples on which dead neurons are counted, at most.
+        seeds: how many seeds, from 0.
+        seed: one seed alone.
+        device: auto, cpu or cuda.
+    """
+
+    data: str = "digits"
+    limit: int | None = None
+    model: str = "mlp"
+    norm: Literal["auto", "batch", "none"] = "auto"
+    weights: str | None = None
+    score: Words = ("magnitude",)
+    ap: Words = ("off", "lite")
+    cycles: int = 10
+    rate: float = 0.2
+    ap_rate: float = 0.02
+    target: float | None = None
+    schedule: Literal["constant", "geometric", "cubic", "one_shot"] | None = None
+    scope: str = "global"
+    ap_scope: Literal["relu", "all"] = "relu"
+    floor: int = 1
+    rewind: str = "init"
+    fidelity: Literal["exact", "reference"] = "exact"
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    augment: bool | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    together: int | None = None
+    dead_threshold: float = 0.0
+    dead_examples: int = 10_000
+    seeds: int = 3
+    seed: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+DEFAULT = PruneConfig()
+DEMO = PruneConfig(ap=("off", "lite", "pro", "off_pro"), cycles=12, seeds=12)
+
+
+def resolve(config: PruneConfig) -> PruneConfig:
+    """Check the settings and fill in what the model's recipe decides.
+
+    Raises:
+        UserError: for a name that is not known or a value that is impossible.
+    """
+    made = recipe(config.model)
+    for kind, names, known in (("score", config.score, SCORES), ("ap", config.ap, ARMS)):
+        if not names:
+            raise UserError(f"{kind} must name at least one; choose from {', '.join(known)}")
+        for name in names:
+            choose(kind, name, list(known))
+    seed_list(config.seeds, config.seed)
+    _check_counts(config)
+    filled = {
+        name: getattr(made, name)
+        for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "optimizer")
+        if getattr(config, name) is None
+    }
+    if config.together is None:
+        filled["together"] = made.together
+    if config.schedule is None:
+        filled["schedule"] = "constant" if config.target is None else "geometric"
+    if config.norm == "auto":
+        filled["norm"] = "batch" if made.norm else "none"
+    config = replace(config, **filled)
+    _rate(config)
+    _fit_config(config)
+    rewind = Rewind.parse(config.rewind)
+    if rewind.epoch >= max(1, config.epochs or 0):
+        raise UserError(f"rewind epoch must be below epochs ({config.epochs}), got {rewind.epoch}")
+    for name in config.ap:
+        _stages(config, "magnitude", name, 0, None)
+    return config
+
+
+def _check_counts(config: PruneConfig) -> None:
+    minima = {"cycles": 0, "floor": 0, "limit": 2, "batch_size": 2, "together": 1}
+    minima |= {"epochs": 0, "dead_examples": 1}
+    for name, smallest in minima.items():
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            raise UserError(f"{name} must be at least {smallest}, got {value}")
+    if config.fidelity == "reference" and not (
+        set(config.ap) <= {"off", "lite"} and set(config.score) == {"magnitude"}
+    ):
+        raise UserError("fidelity 'reference' goes with score magnitude and ap off or lite only")
+    if config.dead_threshold < 0:
+        raise UserError(f"dead_threshold must be at least 0, got {config.dead_threshold}")
+
+
+def _rate(config: PruneConfig) -> float | schedule.Schedule:
+    """The share that a cycle drops in all."""
+    if config.schedule == "constant":
+        if config.target is not None:
+            raise UserError("schedule constant goes by rate: leave target out, or take geometric")
+        schedule.constant(config.rate)
+        return config.rate
+    if config.target is None:
+        raise UserError(f"schedule {config.schedule} needs a target density, such as target 0.05")
+    if config.schedule == "one_shot":
+        return schedule.one_shot(config.target)
+    law = schedule.geometric if config.schedule == "geometric" else schedule.cubic
+    return law(config.target, config.cycles)
+
+
+def _fit_config(config: PruneConfig) -> FitConfig:
+    assert config.epochs is not None
+    assert config.learning_rate is not None
+    assert config.weight_decay is not None
+    assert config.optimizer is not None
+    return FitConfig(
+        epochs=config.epochs,
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        precision=config.precision,
+        channels_last=recipe(config.model).channels_last,
+        device=config.device,
+    )
+
+
+def _stages(
+    config: PruneConfig, score: str, ap: str, seed: int, layers: Sequence[str] | None
+) -> list[Stage]:
+    rate = _rate(config)
+    if config.fidelity == "reference":
+        assert isinstance(rate, float)
+        stages = reference_arm(rate, config.ap_rate)
+        return stages if ap == "lite" else [replace(stages[0], fraction=rate)]
+    return arm(
+        ap,
+        SCORES[score](seed),
+        rate,
+        config.ap_rate,
+        layers=layers,
+        scope="layer" if score in LAYERWISE else config.scope,
+        floor=config.floor,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """One line of the study."""
+
+    seed: int
+    score: str
+    ap: str
+
+    @property
+    def key(self) -> str:
+        """Its name in a checkpoint."""
+        return f"{self.seed}/{self.score}/{self.ap}"
+
+
+@dataclass(frozen=True)
+class SeedData:
+    """What the arms of one seed share."""
+
+    images: ImageData
+    training: Batches
+    validation: Batches
+    test: Batches
+    neurons: Batches
+
+
+@dataclass
+class Found:
+    """What the study has found so far; kept in the checkpoint."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    shortfalls: list[dict[str, Any]] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    cycles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+
+
+def run(config: PruneConfig, folder: Run, facts: Mapping[str, Any], progress: bool) -> str:
+    """Do the study and write its folder.
+
+    Args:
+        config: the settings; what is left open is resolved.
+        folder: where the results go; nothing is written before the settings prove possible.
+        facts: the environment, for the record.
+        progress: whether to show progress bars.
+
+    Returns:
+        A short text with what was found.
+    """
+    config = resolve(config)
+    study = _Study(config, folder, progress)
+    study.check()
+    folder.begin("prune", asdict(config), facts)
+    seeds = seed_list(config.seeds, config.seed)
+    for group in study.groups(seeds):
+        study.run_group(group)
+    return study.finish(facts)
+
+
+class _Study:
+    """The work of one `run`, group of seeds by group of seeds."""
+
+    def __init__(self, config: PruneConfig, folder: Run, progress: bool) -> None:
+        self.config = config
+        self.folder = folder
+        self.progress = progress
+        self.device = accelerator(config.device).device
+        self.layers: Sequence[str] | None = None
+        self.dense_of: dict[Arm, Arm] = {}
+        self.store = folder.store("study")
+        saved = self.store.load() if folder.resume else None
+        self.found = Found(**saved) if saved else Found()
+
+    def check(self) -> None:
+        """Everything that can be known to fail, before anything is written."""
+        seed = seed_list(self.config.seeds, self.config.seed)[0]
+        data = self.data(seed)
+        model = self.model(data, seed)
+        masks = full_masks(model)
+        example = data.images.train.select(torch.arange(min(64, len(data.images.train))))
+        inputs, _ = next(iter(plain_batches(example, data.images, device=self.device)))
+        dead_neuron_rate(model, [(inputs,)], threshold=self.config.dead_threshold)
+        if set(self.config.ap) - {"off", "off_pro"} and self.config.fidelity == "exact":
+            if self.config.ap_scope == "relu":
+                self.layers = activation_scope(model, inputs, masks)
+            self.warn_about_norms(norms_before_relu(model, inputs), len(masks))
+
+    def warn_about_norms(self, normed: Sequence[str], count: int) -> None:
+        """AP's argument fails where a norm removes the shift again; say so once."""
+        note = (
+            f"a norm stands between weight and ReLU in {len(normed)} of {count} layers: it removes "
+            "the shift that AP relies on, and AP can raise the dead neuron rate there"
+        )
+        if normed and note not in self.found.notes:
+            self.found.notes.append(note)
+
+    def groups(self, seeds: Sequence[int]) -> Iterator[list[int]]:
+        """Seeds whose networks are trained together."""
+        arms = len(self.config.score) * len(self.config.ap)
+        assert self.config.together is not None
+        size = max(1, self.config.together // arms)
+        left = [seed for seed in seeds if seed not in self.found.done]
+        for first in range(0, len(left), size):
+            yield left[first : first + size]
+
+    def data(self, seed: int) -> SeedData:
+        """The split, order and augmentation that a seed decides."""
+        config = self.config
+        images = load_images(config.data, seed=seed, limit=config.limit)
+        augment = images.channels == 3 if config.augment is None else config.augment
+        assert config.batch_size is not None
+        seen = images.train.select(torch.arange(min(config.dead_examples, len(images.train))))
+        plain = {"data": images, "device": self.device}
+        return SeedData(
+            images,
+            training_batches(
+                images, config.batch_size, seed=seed, augment=augment, device=self.device
+            ),
+            plain_batches(images.validation, **plain),
+            plain_batches(images.test, **plain),
+            plain_batches(seen, **plain),
+        )
+
+    def model(self, data: SeedData, seed: int) -> nn.Module:
+        """The network with the initial weights that a seed decides."""
+        norm = self.config.norm == "batch"
+        made = build(
+            self.config.model, data.images, seed=seed, norm=norm, weights=self.config.weights
+        )
+        return made.to(self.device)
+
+    def run_group(self, seeds: Sequence[int]) -> None:
+        """All arms of these seeds: first the dense trainings that they share, then the cycles."""
+        config = self.config
+        data = {seed: self.data(seed) for seed in seeds}
+        arms = [Arm(s, score, ap) for s in seeds for score in config.score for ap in config.ap]
+        self.dense_of = {arm: self.dense(arm) for arm in arms}
+        for part in self.parts(list(dict.fromkeys(self.dense_of.values()))):
+            self.advance({arm: self.plan(arm, data[arm.seed]) for arm in part}, data)
+        for part in self.parts([arm for arm in arms if arm.key not in self.found.finished]):
+            self.advance({arm: self.plan_after(arm, data[arm.seed]) for arm in part}, data)
+        self.found.done += seeds
+        self.found.cycles, self.found.finished = {}, []
+        self.store.save(vars(self.found))
+
+    def parts(self, arms: Sequence[Arm]) -> Iterator[Sequence[Arm]]:
+        """Arms that run in step."""
+        size = self.config.together
+        assert size is not None
+        for first in range(0, len(arms), size):
+            yield arms[first : first + size]
+
+    def dense(self, arm: Arm) -> Arm:
+        """Whom `arm` shares the training of the dense network with; it is not pruned."""
+        watches = hasattr(SCORES[arm.score](arm.seed), "watch")
+        return Arm(arm.seed, arm.score if watches else self.config.score[0], "dense")
+
+    def plan(self, arm: Arm, data: SeedData) -> Plan:
+        """The plan of a dense network: cycle 0, unless the checkpoint has it."""
+        if arm.key in self.found.cycles:
+            return iter(())
+        return self.start(arm, data, cycles=0)
+
+    def plan_after(self, arm: Arm, data: SeedData) -> Plan:
+        """The plan of an arm, from where the checkpoint has it."""
+        key = arm.key if arm.key in self.found.cycles else self.dense_of[arm].key
+        after = _to(self.found.cycles[key], self.device)
+        return self.start(arm, data, cycles=self.config.cycles, after=Cycle(**after))
+
+    def start(self, arm: Arm, data: SeedData, **where: Any) -> Plan:
+        """A plan for this arm's network."""
+        config = self.config
+        ap = "off" if arm.ap == "dense" else arm.ap
+        seen = [batch for _, batch in zip(range(SCORE_BATCHES), data.training, strict=False)]
+        return plan(
+            self.model(data, arm.seed),
+            _stages(config, arm.score, ap, arm.seed, self.layers),
+            rewind=config.rewind,
+            batches=seen,
+            objective=classification,
+            pretrained=config.weights is not None,
+            **where,
+        )
+
+    def advance(self, plans: Mapping[Arm, Plan], data: Mapping[int, SeedData]) -> None:
+        """Run plans in step: train what they ask for, measure what they give, keep both."""
+        waiting = self.step(plans, data, seconds=0.0)
+        while waiting:
+            started = time.perf_counter()
+            self.train(waiting, data)
+            plans = {arm: plans[arm] for arm in waiting}
+            waiting = self.step(plans, data, (time.perf_counter() - started) / len(waiting))
+            self.store.save(vars(self.found))
+
+    def step(
+        self, plans: Mapping[Arm, Plan], data: Mapping[int, SeedData], seconds: float
+    ) -> dict[Arm, Training]:
+        """Take every plan to its next training; `seconds` is what its last one took."""
+        waiting = {}
+        for arm, events in plans.items():
+            for event in events:
+                if isinstance(event, Training):
+                    waiting[arm] = event
+                    break
+                self.record(arm, event, data[arm.seed], seconds)
+        return waiting
+
+    def train(self, waiting: Mapping[Arm, Training], data: Mapping[int, SeedData]) -> None:
+        """Do the trainings that plans wait for."""
+        first = next(iter(waiting))
+        words = f"{first.score} {first.ap}"
+        words += f" seed {first.seed}" if len(waiting) == 1 else f", {len(waiting)} networks"
+        number = sum(row["cycle"] > 0 for row in self.found.rows)
+        key = f"{first.key} {len(waiting)} {len(self.found.rows)} {number}"
+        train_all(
+            [Request(asked, data[arm.seed].training, arm.seed) for arm, asked in waiting.items()],
+            _fit_config(self.config),
+            together=self.config.together or 1,
+            store=_KeyedStore(self.folder.store("training"), key),
+            progress=words if self.progress else "",
+        )
+
+    def record(self, arm: Arm, cycle: Cycle, data: SeedData, seconds: float) -> None:
+        """Measure a network at the end of a cycle; a dense one counts for all arms it is for."""
+        begin = time.perf_counter()
+        model = self.model(data, arm.seed)
+        model.load_state_dict(cycle.trained)
+        dead = dead_neuron_rate(
+            model, data.neurons, masks=cycle.masks, threshold=self.config.dead_threshold
+        )
+        measured = {
+            "cycle": cycle.number,
+            "density": cycle.density,
+            **self.quality(model, data.test),
+            "dynamic_dnr": dead.dynamic(),
+            "static_dnr": dead.static(),
+        }
+        validation = self.quality(model, data.validation)["accuracy"]
+        seconds += time.perf_counter() - begin
+        for one in [arm] if arm.ap != "dense" else self.dense_for(arm):
+            row = {"seed": one.seed, "score": one.score, "ap": one.ap}
+            self.found.rows.append({**row, **measured, "seconds": seconds})
+            self.folder.log({"event": "cycle", **row, **measured, "validation": validation})
+            if cycle.number == self.config.cycles:
+                self.found.layers += layer_rows(one, cycle, dead)
+                self.keep_best(one, cycle, validation)
+        self.note_shortfall(arm, cycle)
+        self.found.cycles[arm.key] = {f.name: getattr(cycle, f.name) for f in fields(cycle)}
+        if cycle.number == self.config.cycles and arm.ap != "dense":
+            self.found.finished.append(arm.key)
+            del self.found.cycles[arm.key]
+
+    def dense_for(self, dense: Arm) -> list[Arm]:
+        """The arms that share this dense network."""
+        return [arm for arm, its in self.dense_of.items() if its == dense]
+
+    def quality(self, model: nn.Module, batches: Batches) -> dict[str, float]:
+        """Accuracy and loss on a split."""
+        found = evaluate(
+            model, classification_quality, batches, device=self.config.device
+        )
+        return {"accuracy": found["accuracy"], "loss": found["loss"]}
+
+    def keep_best(self, arm: Arm, cycle: Cycle, validation: float) -> None:
+        """Keep the sparsest networks' best, by validation accuracy: it is what is saved."""
+        if self.found.best is None or validation > self.found.best["validation"]:
+            about = {"seed": arm.seed, "score": arm.score, "ap": arm.ap}
+            self.found.best = {
+                **about,
+                "validation": validation,
+                "density": cycle.density,
+                "state": cycle.trained,
+            }
+
+    def note_shortfall(self, arm: Arm, cycle: Cycle) -> None:
+        """Say when AP (or a control) had too few candidates left."""
+        missing = sum(cycle.missing)
+        if missing:
+            self.found.shortfalls.append(
+                {"score": arm.score, "ap": arm.ap, "cycle": cycle.number, "missing": missing}
+            )
+
+    def finish(self, facts: Mapping[str, Any]) -> str:
+        """Write weights, tables, page and results."""
+        config, found = asdict(self.config), self.found
+        rows = sorted(found.rows, key=lambda r: (r["score"], r["ap"], r["seed"], r["cycle"]))
+        summary = summarise(rows)
+        assert found.best is not None
+        about = {k: str(v) for k, v in found.best.items() if k != "state"}
+        self.folder.write_weights(found.best["state"], {"model": self.config.model, **about})
+        details = {"layers": found.layers, "notes": found.notes, "shortfalls": found.shortfalls}
+        details["saved"] = about
+        self.folder.write_json("details.json", details)
+        results = {
+            "verb": "prune",
+            "config": config,
+            "environment": dict(facts),
+            "rows": rows,
+            "summary": summary,
+        }
+        self.folder.write_text("report.html", prune_report.page(results, details))
+        self.folder.write_results(**results)
+        return prune_report.text(results, details)
+
+
+Plan = Iterator[Training | Cycle]
+
+
+class _KeyedStore:
+    """A store that gives back only what was saved for the same training."""
+
+    def __init__(self, store: FileStore, key: str) -> None:
+        self.store = store
+        self.key = key
+
+    def load(self) -> dict[str, Any] | None:
+        """The state of this very training, or None."""
+        saved = self.store.load()
+        return saved["state"] if saved is not None and saved["key"] == self.key else None
+
+    def save(self, state: dict[str, Any], /) -> None:
+        """Keep the state, with the training that it belongs to."""
+        self.store.save({"key": self.key, "state": state})
+
+
+def _to(tree: Any, device: torch.device) -> Any:
+    """The same tree with its tensors on `device`, and lists as tuples."""
+    if isinstance(tree, torch.Tensor):
+        return tree.to(device)
+    if isinstance(tree, Mapping):
+        return {key: _to(value, device) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return tuple(_to(value, device) for value in tree)
+    return tree
+
+
+def layer_rows(arm: Arm, cycle: Cycle, dead: DeadNeurons) -> list[dict[str, Any]]:
+    """What is kept in every layer, and how dead every site is, at the end of an arm."""
+    about = {"seed": arm.seed, "score": arm.score, "ap": arm.ap}
+    kept = [
+        {
+            **about,
+            "kind": "layer",
+            "name": name,
+            "weights": mask.numel(),
+            "kept": int(mask.sum()),
+        }
+        for name, mask in cycle.masks.items()
+    ]
+    sites = [
+        {
+            **about,
+            "kind": "site",
+            "name": name,
+            "neurons": one.neurons,
+            "dynamic": one.dynamic(),
+            "never_fires": one.static(),
+            "masked": one.static("masked"),
+            "constant": one.constant,
+        }
+        for name, one in dead.by_site().items()
+    ]
+    return kept + sites
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds, a line an arm and cycle."""
+    points: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        points.setdefault((row["score"], row["ap"], row["cycle"]), []).append(row)
+    summary = []
+    for (score, ap, cycle), members in points.items():
+        accuracy = interval(row["accuracy"] for row in members)
+        summary.append(
+            {
+                "score": score,
+                "ap": ap,
+                "cycle": cycle,
+                "density": interval(row["density"] for row in members).mean,
+                "accuracy_mean": accuracy.mean,
+                "accuracy_ci95": accuracy.half_width,
+                "dynamic_dnr_mean": interval(row["dynamic_dnr"] for row in members).mean,
+                "n": len(members),
+            }
+        )
+    return summary

@@ -1,0 +1,164 @@
+"""Trainings that pruning plans ask for: one by one, or many networks as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rectified.data import Batches
+from rectified.models import Ensemble
+from rectified.pruning.cycle import Training
+from rectified.pruning.masks import hold
+from rectified.training import Batch, FitConfig, Store, classification, fit
+
+# what a fine-tuning rate is to the peak rate, where none is given (as after three drops by ten)
+FINETUNE_FACTOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training that a plan waits for.
+
+    Attributes:
+        training: what to train.
+        batches: its data.
+        seed: of everything that is drawn in it.
+    """
+
+    training: Training
+    batches: Batches
+    seed: int
+
+
+def train_all(
+    requests: Sequence[Request],
+    config: FitConfig,
+    *,
+    together: int,
+    store: Store,
+    progress: str = "",
+) -> None:
+    """Do the trainings: up to `together` of the same kind as one module, the others in turn."""
+    alike: dict[Any, list[Request]] = {}
+    for number, request in enumerate(requests):
+        asked = request.training
+        own = number if together == 1 or asked.watched else -1
+        key = (own, asked.start, asked.stop, asked.finetune, len(request.batches))
+        alike.setdefault(key, []).append(request)
+    for group in alike.values():
+        for first in range(0, len(group), together):
+            part = group[first : first + together]
+            train = _train_one if len(part) == 1 else _train_together
+            train(part, _settings(part[0], config), store, progress)
+
+
+def _settings(request: Request, config: FitConfig) -> FitConfig:
+    config = replace(config, seed=request.seed)
+    if not request.training.finetune:
+        return config
+    rate = config.learning_rate * FINETUNE_FACTOR
+    return replace(config, schedule="constant", warmup=0.0, learning_rate=rate)
+
+
+def _train_one(
+    requests: Sequence[Request], config: FitConfig, store: Store, progress: str
+) -> None:
+    (request,) = requests
+    asked = request.training
+    fit(
+        asked.model,
+        classification,
+        request.batches,
+        config,
+        hooks=[hold(asked.model, asked.masks)],
+        start=asked.start,
+        stop=asked.stop,
+        state=asked.state,
+        store=store,
+        progress=progress,
+    )
+
+
+def _train_together(
+    requests: Sequence[Request], config: FitConfig, store: Store, progress: str
+) -> None:
+    trainings = [request.training for request in requests]
+    ensemble = Ensemble([asked.model for asked in trainings])
+    masks = ensemble.stacked([asked.masks for asked in trainings])
+    state = replace(trainings[0].state, optimizer=_stack([a.state.optimizer for a in trainings]))
+    fit(
+        ensemble,
+        _ensemble_classification,
+        _TogetherBatches([request.batches for request in requests]),
+        config,
+        hooks=[hold(ensemble, masks)],
+        start=trainings[0].start,
+        stop=trainings[0].stop,
+        state=state,
+        store=store,
+        progress=progress,
+    )
+    ensemble.unstack_()
+    for asked, optimizer in zip(trainings, _unstack(state.optimizer, len(trainings)), strict=True):
+        asked.state.optimizer = optimizer
+
+
+def _ensemble_classification(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+    """Sum over the networks of their mean cross-entropies: each gets its own gradient."""
+    inputs, labels = batch
+    logits = model(inputs).float()
+    mean = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    return mean * len(labels)
+
+
+class _TogetherBatches:
+    """The batches of several data sets, stacked: first axis network, second example."""
+
+    def __init__(self, batches: Sequence[Batches]) -> None:
+        self.batches = batches
+        self.distinct = list({id(one): one for one in batches}.values())
+        position = {id(one): i for i, one in enumerate(self.distinct)}
+        self.order = torch.tensor([position[id(one)] for one in batches])
+
+    def __len__(self) -> int:
+        return len(self.batches[0])
+
+    def epoch(self, number: int, /) -> Iterator[Batch]:
+        for parts in zip(*(one.epoch(number) for one in self.distinct), strict=True):
+            yield tuple(
+                torch.stack(values)[self.order.to(values[0].device)]
+                for values in zip(*parts, strict=True)
+            )
+
+
+def _stack(states: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """One optimiser state for the ensemble, from those of its networks."""
+    if states[0] is None:
+        return None
+    entries = [state["state"] for state in states if state is not None]
+    stacked = {
+        key: {name: torch.stack([e[key][name] for e in entries]) for name in entries[0][key]}
+        for key in entries[0]
+    }
+    return {"state": stacked, "param_groups": states[0]["param_groups"]}
+
+
+def _unstack(state: dict[str, Any] | None, count: int) -> list[dict[str, Any] | None]:
+    if state is None:
+        return [None] * count
+    return [
+        {
+            "state": {
+                key: {name: value[i].clone() for name, value in entry.items()}
+                for key, entry in state["state"].items()
+            },
+            "param_groups": state["param_groups"],
+        }
+        for i in range(count)
+    ]

@@ -1,0 +1,104 @@
+"""Means over seeds, with their uncertainty: Student's t, paired where runs share a seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds.
+
+    Attributes:
+        mean: over the seeds.
+        half_width: of the two-sided 95 % t-interval; NaN for fewer than two seeds.
+        p: two-sided p-value of the mean being 0; NaN likewise.
+        n: number of seeds.
+    """
+
+    mean: float
+    half_width: float
+    p: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.mean + self.half_width
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """The mean of `values` with its 95 % t-interval.
+
+    Example:
+        >>> found = interval([1.0, 2.0, 3.0])
+        >>> found.mean, round(found.half_width, 3)
+        (2.0, 2.484)
+    """
+    from scipy import stats
+
+    sample = np.asarray(list(values), dtype=np.float64)
+    n = len(sample)
+    mean = float(sample.mean()) if n else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    error = float(sample.std(ddof=1)) / math.sqrt(n)
+    half_width = float(stats.t.ppf(0.975, n - 1)) * error
+    if error == 0:
+        return Interval(mean, 0.0, 1.0 if mean == 0 else 0.0, n)
+    return Interval(mean, half_width, float(2 * stats.t.sf(abs(mean / error), n - 1)), n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm, 1979); NaN stays NaN and is not counted.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    corrected = list(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        corrected[i] = largest
+    return corrected
+
+
+Row = Mapping[str, Any]
+
+
+def paired(
+    rows: Sequence[Row], metric: str, arm: Callable[[Row], bool], base: Callable[[Row], bool]
+) -> Interval:
+    """The mean over seeds of `metric` in one arm minus that in another, seed by seed.
+
+    Where an arm has several rows of a seed (several cycles), their mean counts.
+    """
+    ours, theirs = _by_seed(rows, metric, arm), _by_seed(rows, metric, base)
+    return interval(ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys()))
+
+
+def _by_seed(
+    rows: Sequence[Row], metric: str, chosen: Callable[[Row], bool]
+) -> dict[int, float]:
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if chosen(row):
+            found.setdefault(row["seed"], []).append(row[metric])
+    return {seed: float(np.mean(values)) for seed, values in found.items()}

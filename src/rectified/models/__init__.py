@@ -1,0 +1,32 @@
+"""Classifiers for small images.
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = resnet20(num_classes=10, in_channels=3, image_size=(32, 32))
+
+Every factory takes `num_classes`, `in_channels` and `image_size` (height, width), and its layers as
+arguments: `activation=nn.ReLU`, `conv=nn.Conv2d`, `linear=nn.Linear`, `norm=nn.BatchNorm2d`. So a
+network of other layers is the same function: `resnet20(..., conv=BinaryConv2d)`. Models take images
+that are standardised already and return logits.
+
+Initial weights come from PyTorch's global generator, as is the convention of `nn.Module`: whoever
+wants given weights seeds it, inside `torch.random.fork_rng` to leave the rest of the program alone.
+"""
+
+from rectified.models.classifiers import cnn, mlp
+from rectified.models.ensemble import Ensemble
+from rectified.models.resnet import resnet20, resnet32, resnet56
+from rectified.models.vgg import vgg16, vgg19
+from rectified.models.vit import vit
+
+__all__ = [
+    "Ensemble",
+    "cnn",
+    "mlp",
+    "resnet20",
+    "resnet32",
+    "resnet56",
+    "vgg16",
+    "vgg19",
+    "vit",
+]

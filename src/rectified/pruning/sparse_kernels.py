@@ -1,0 +1,474 @@
+"""The machine code of the sparse engine: an interpreter of a handful of operations on planes.
+
+A *plane* is a run of consecutive floats: one channel of an image, its rows separated by zeros, or
+one feature of a batch. On planes a sparse convolution and a sparse matrix product are the same sum,
+
+    target[n, p] = max(floor, bias[n] + initial[n, p] + sum_j values[j] * source[offsets[j] + p]),
+
+where j runs over the nonzeros of row n and `offsets` holds, for each, the distance from the output
+position p to the input position that it multiplies: `channel * plane + dy * pitch + dx`. A row's
+positions are computed `LANES` at a time, up to eight vectors together, so that each nonzero costs
+one broadcast and one fused multiply-add a vector, and nothing is ever gathered. LLVM does not find
+that form by itself (it vectorises over j, with gathers), so `accumulate` writes the vector
+instructions out: 16 lanes where the CPU has AVX-512, 8 with AVX2, 4 elsewhere.
+
+Conventions: every position counts floats; addresses count bytes; a negative `initial` means none.
+Everything here is `nogil` and serial: threads are the caller's (see `threads`), because numba's own
+layers either kill forked children (omp) or abort on two Python threads (workqueue).
+
+Compiling takes a few seconds once a machine; numba keeps the result in its cache folder.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import carray, config, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+def lanes(features: str) -> int:
+    """Return how many float32 one vector holds on a CPU with these LLVM features.
+
+    Example:
+        >>> lanes("+avx2,+fma"), lanes("+avx2,+avx512f"), lanes("+neon")
+        (8, 16, 4)
+    """
+    names = features.split(",")
+    return 16 if "+avx512f" in names else 8 if "+avx2" in names else 4
+
+
+LANES = lanes(config.CPU_FEATURES or binding.get_host_cpu_features().flatten())
+VECTORS = 8  # vectors of one tile: 8 accumulators hide the latency of a fused multiply-add
+SLACK = 2 * VECTORS * 16  # floats that a tile may read beyond the last plane, at any lane count
+
+SPARSE, COPY, MAXIMUM, MEAN, TRANSPOSE = range(5)
+
+OPERATION = np.dtype(
+    [
+        ("kind", np.int64),
+        ("source_port", np.int64),  # 0 is the arena, then the inputs, then the outputs
+        ("target_port", np.int64),
+        ("source", np.int64),  # positions of the first element
+        ("target", np.int64),
+        ("initial", np.int64),
+        ("planes", np.int64),
+        ("source_plane", np.int64),  # distances between planes, rows and columns
+        ("target_plane", np.int64),
+        ("rows", np.int64),
+        ("columns", np.int64),
+        ("source_row", np.int64),
+        ("target_row", np.int64),
+        ("source_column", np.int64),
+        ("window_rows", np.int64),
+        ("window_columns", np.int64),
+        ("window_pitch", np.int64),
+        ("blocks", np.int64),  # groups of input planes that the cache holds together
+        ("bases", np.int64),  # where this operation's entries begin in the shared tables
+        ("starts", np.int64),
+        ("biases", np.int64),
+        ("mask", np.int64),
+        ("vectors", np.int64),
+        ("floor", np.float32),
+    ]
+)
+
+_FLOAT, _INT = ir.FloatType(), ir.IntType(64)
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_BITS = ir.VectorType(ir.IntType(1), LANES)
+# LANES bits are read at once, and a byte is the least that can be addressed.
+_MASK = ir.IntType(max(LANES, 8))
+
+
+def _splat(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    single = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(single, undefined, zeros)
+
+
+def _at(builder: ir.IRBuilder, pointer: ir.Value, index: int) -> ir.Value:
+    """The address of vector `index` behind a pointer to floats."""
+    place = builder.gep(pointer, [ir.Constant(_INT, index * LANES)])
+    return builder.bitcast(place, _VECTOR.as_pointer())
+
+
+def _load(builder: ir.IRBuilder, pointer: ir.Value, index: int) -> ir.Value:
+    return builder.load(_at(builder, pointer, index), align=4)
+
+
+def _multiply_add(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    name = f"llvm.fma.v{LANES}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x, y, z])
+
+
+def _store_where(builder: ir.IRBuilder, value: ir.Value, place: ir.Value, mask: ir.Value) -> None:
+    alignment = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [_VECTOR, place.type, alignment, _BITS])
+    name = f"llvm.masked.store.v{LANES}f32.p0"
+    store = cgutils.get_or_insert_function(builder.module, kind, name)
+    builder.call(store, [value, place, ir.Constant(alignment, 4), mask])
+
+
+def _mask(builder: ir.IRBuilder, pointer: ir.Value, index: int) -> ir.Value:
+    step = ir.Constant(_INT, index * _MASK.width // 8)
+    place = builder.bitcast(builder.gep(pointer, [step]), _MASK.as_pointer())
+    bits = builder.load(place, align=1)
+    return builder.bitcast(builder.trunc(bits, ir.IntType(LANES)) if LANES < 8 else bits, _BITS)
+
+
+def _sums(
+    builder: ir.IRBuilder,
+    width: int,
+    values: ir.Value,
+    offsets: ir.Value,
+    begin: ir.Value,
+    end: ir.Value,
+    source: ir.Value,
+) -> list[ir.Value]:
+    """`width` vectors of sum_j values[j] * source[offsets[j] + lane], j from begin to end."""
+    # Few vectors would wait for their own previous sum: several chains run side by side.
+    chains = {1: 4, 2: 4, 3: 2, 4: 2}.get(width, 1)
+    zero = ir.Constant(_VECTOR, [0.0] * LANES)
+    sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(width)] for _ in range(chains)]
+    for slot in (slot for chain in sums for slot in chain):
+        builder.store(zero, slot)
+
+    def add(j: ir.Value, chain: list[ir.Value]) -> None:
+        value = _splat(builder, builder.load(builder.gep(values, [j])))
+        offset = builder.zext(builder.load(builder.gep(offsets, [j])), _INT)
+        place = builder.gep(source, [offset])
+        for index, slot in enumerate(chain):
+            product = _multiply_add(
+                builder, value, _load(builder, place, index), builder.load(slot)
+            )
+            builder.store(product, slot)
+
+    step = ir.Constant(_INT, chains)
+    whole = builder.sub(end, builder.srem(builder.sub(end, begin), step))
+    with cgutils.for_range_slice(builder, begin, whole, step, _INT) as (j, _):
+        for number, chain in enumerate(sums):
+            add(builder.add(j, ir.Constant(_INT, number)), chain)
+    if chains > 1:
+        with cgutils.for_range_slice(builder, whole, end, ir.Constant(_INT, 1), _INT) as (j, _):
+            add(j, sums[0])
+    totals = [builder.load(slot) for slot in sums[0]]
+    for chain in sums[1:]:
+        totals = [
+            builder.fadd(total, builder.load(slot))
+            for total, slot in zip(totals, chain, strict=True)
+        ]
+    return totals
+
+
+@intrinsic
+def accumulate(  # type: ignore[no-untyped-def]
+    typing, width, values, offsets, begin, end, source, target, initial, given, bias, floor, mask
+):
+    """One tile of one row: `width` vectors of the module's formula, stored where `mask` has bits.
+
+    `source`, `target`, `initial` and `mask` are pointers; `given` tells whether to read `initial`.
+    """
+    signature = types.void(
+        width, values, offsets, begin, end, source, target, initial, given, bias, floor, mask
+    )
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        (width, _, _, begin, end, source, target, initial, given, bias, floor, mask) = arguments
+        values, offsets = (
+            context.make_array(signature.args[k])(context, builder, arguments[k]).data
+            for k in (1, 2)
+        )
+        done = builder.append_basic_block("accumulated")
+        switch = builder.switch(width, done)
+        for vectors in range(1, VECTORS + 1):
+            block = builder.append_basic_block(f"accumulate{vectors}")
+            switch.add_case(ir.Constant(width.type, vectors), block)
+            builder.position_at_end(block)
+            totals = _sums(builder, vectors, values, offsets, begin, end, source)
+            slots = [cgutils.alloca_once(builder, _VECTOR) for _ in totals]
+            for total, slot in zip(totals, slots, strict=True):
+                builder.store(builder.fadd(total, _splat(builder, bias)), slot)
+            with builder.if_then(given):
+                for index, slot in enumerate(slots):
+                    there = _load(builder, initial, index)
+                    builder.store(builder.fadd(builder.load(slot), there), slot)
+            least = _splat(builder, floor)
+            for index, slot in enumerate(slots):
+                total = builder.load(slot)
+                # Ordered, so that a NaN is kept, as torch's ReLU keeps it.
+                total = builder.select(builder.fcmp_ordered("<", total, least), least, total)
+                place = _at(builder, target, index)
+                _store_where(builder, total, place, _mask(builder, mask, index))
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _exchange(
+    builder: ir.IRBuilder, low: ir.Value, high: ir.Value, distance: int
+) -> tuple[ir.Value, ir.Value]:
+    """Swap the off-diagonal blocks of two rows that lie `distance` apart (Eklundh)."""
+
+    def pick(shift: int) -> ir.Constant:
+        lane = [
+            (column + shift if not column & distance else LANES + column + shift - distance)
+            for column in range(LANES)
+        ]
+        return ir.Constant(ir.VectorType(ir.IntType(32), LANES), lane)
+
+    first = builder.shuffle_vector(low, high, pick(0))
+    return first, builder.shuffle_vector(low, high, pick(distance))
+
+
+@intrinsic
+def transpose_tile(typing, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
+    """Transpose LANES x LANES floats between two pointers, in registers."""
+    signature = types.void(source, source_row, target, target_row)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        source, source_row, target, target_row = arguments
+
+        def row(pointer: ir.Value, pitch: ir.Value, index: int) -> ir.Value:
+            return builder.gep(pointer, [builder.mul(pitch, ir.Constant(_INT, index))])
+
+        tile = [_load(builder, row(source, source_row, index), 0) for index in range(LANES)]
+        distance = LANES // 2
+        while distance:
+            for low in (index for index in range(LANES) if not index & distance):
+                high = low + distance
+                tile[low], tile[high] = _exchange(builder, tile[low], tile[high], distance)
+            distance //= 2
+        for index, value in enumerate(tile):
+            builder.store(value, _at(builder, row(target, target_row, index), 0), align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def floats_at(typing, address):  # type: ignore[no-untyped-def]
+    """A pointer to the floats at an address in bytes."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], _FLOAT.as_pointer())
+
+    return types.CPointer(types.float32)(address), generate
+
+
+@intrinsic
+def bytes_of(typing, array, index):  # type: ignore[no-untyped-def]
+    """A pointer to entry `index` of an array of bytes."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.gep(data, [arguments[1]])
+
+    return types.CPointer(types.uint8)(array, index), generate
+
+
+@intrinsic
+def arrive(typing, counter):  # type: ignore[no-untyped-def]
+    """Add one to counter[0], for all threads to see, and return the count before."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(_INT, 1), "acq_rel")
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def arrived(typing, counter):  # type: ignore[no-untyped-def]
+    """Read counter[0] as all threads see it."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.load_atomic(data, "acquire", 8)
+
+    return types.int64(counter), generate
+
+
+@njit(nogil=True, cache=True)
+def _share(count, rank, ranks):  # type: ignore[no-untyped-def]
+    """The half-open range of `count` things that thread `rank` of `ranks` does."""
+    return count * rank // ranks, count * (rank + 1) // ranks
+
+
+@njit(nogil=True, cache=True)
+def _sparse(operation, source, target, tables, rank, ranks):  # type: ignore[no-untyped-def]
+    values, offsets, starts, bases, biases, masks = tables
+    first, last = _share(operation.planes, rank, ranks)
+    tiles = (operation.vectors + VECTORS - 1) // VECTORS
+    for block in range(operation.blocks):
+        begins = operation.starts + block * operation.planes
+        floor = operation.floor if block == operation.blocks - 1 else np.float32(-np.inf)
+        initial = operation.initial if block == 0 else operation.target
+        origin = source + 4 * bases[operation.bases + block]
+        for tile in range(tiles):
+            vector = tile * operation.vectors // tiles
+            width = (tile + 1) * operation.vectors // tiles - vector
+            position = 4 * LANES * vector
+            mask = bytes_of(masks, operation.mask + vector * max(LANES // 8, 1))
+            for row in range(first, last):
+                plane = 4 * row * operation.target_plane + position
+                accumulate(
+                    width,
+                    values,
+                    offsets,
+                    starts[begins + row],
+                    starts[begins + row + 1],
+                    floats_at(origin + position),
+                    floats_at(target + plane),
+                    floats_at(target + plane + 4 * (initial - operation.target)),
+                    initial >= 0,
+                    biases[operation.biases + row] if block == 0 else np.float32(0),
+                    floor,
+                    mask,
+                )
+
+
+@njit(nogil=True, cache=True)
+def _copy(operation, source, target, rank, ranks):  # type: ignore[no-untyped-def]
+    step, floor = operation.source_column, operation.floor
+    first, last = _share(operation.planes, rank, ranks)
+    for plane in range(first, last):
+        for row in range(operation.rows):
+            here = operation.source_plane * plane + operation.source_row * row
+            there = operation.target_plane * plane + operation.target_row * row
+            old = carray(floats_at(source + 4 * here), (operation.columns * step,))
+            new = carray(floats_at(target + 4 * there), (operation.columns,))
+            if operation.initial >= 0:
+                more = carray(
+                    floats_at(target + 4 * (there + operation.initial - operation.target)),
+                    (operation.columns,),
+                )
+                for column in range(operation.columns):
+                    value = old[column] + more[column]
+                    new[column] = floor if value < floor else value
+            elif step == 1:
+                for column in range(operation.columns):
+                    value = old[column]
+                    new[column] = floor if value < floor else value
+            else:
+                for column in range(operation.columns):
+                    value = old[column * step]
+                    new[column] = floor if value < floor else value
+
+
+@njit(nogil=True, cache=True)
+def _maximum(operation, source, target, rank, ranks):  # type: ignore[no-untyped-def]
+    step = operation.source_column
+    first, last = _share(operation.planes, rank, ranks)
+    for plane in range(first, last):
+        for row in range(operation.rows):
+            here = operation.source_plane * plane + operation.source_row * row
+            there = operation.target_plane * plane + operation.target_row * row
+            new = carray(floats_at(target + 4 * there), (operation.columns,))
+            new[:] = -np.inf
+            for y in range(operation.window_rows):
+                for x in range(operation.window_columns):
+                    shift = here + y * operation.window_pitch + x
+                    old = carray(floats_at(source + 4 * shift), (operation.columns * step,))
+                    if step == 2:  # a constant step is one that LLVM vectorises
+                        for column in range(operation.columns):
+                            value = old[column * 2]
+                            new[column] = new[column] if value <= new[column] else value
+                    else:
+                        for column in range(operation.columns):
+                            value = old[column * step]
+                            new[column] = new[column] if value <= new[column] else value
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _window_sum(source, rows, columns, pitch):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for y in range(rows):
+        line = carray(floats_at(source + 4 * y * pitch), (columns,))
+        for column in range(columns):
+            total += line[column]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _mean(operation, source, target, rank, ranks):  # type: ignore[no-untyped-def]
+    height, width = operation.window_rows, operation.window_columns
+    first, last = _share(operation.planes, rank, ranks)
+    for plane in range(first, last):
+        for row in range(operation.rows):
+            there = operation.target_plane * plane + operation.target_row * row
+            new = carray(floats_at(target + 4 * there), (operation.columns,))
+            for column in range(operation.columns):
+                here = operation.source_plane * plane + operation.source_row * row
+                corner = source + 4 * (here + operation.source_column * column)
+                total = _window_sum(corner, height, width, operation.window_pitch)
+                new[column] = total / np.float32(height * width)
+
+
+@njit(nogil=True, cache=True)
+def _transpose(operation, source, target, rows, columns, rank, ranks):  # type: ignore[no-untyped-def]
+    """Write source[row, column] to target[column, row]."""
+    old_row, new_row = operation.source_row, operation.target_row
+    first, last = _share((columns + LANES - 1) // LANES, rank, ranks)
+    for column in range(first * LANES, min(last * LANES, columns), LANES):
+        for row in range(0, rows, LANES):
+            old = source + 4 * (row * old_row + column)
+            new = target + 4 * (column * new_row + row)
+            if row + LANES <= rows and column + LANES <= columns:
+                transpose_tile(floats_at(old), old_row, floats_at(new), new_row)
+                continue
+            for y in range(min(LANES, rows - row)):
+                line = carray(floats_at(old + 4 * y * old_row), (LANES,))
+                for x in range(min(LANES, columns - column)):
+                    carray(floats_at(new + 4 * (x * new_row + y)), (1,))[0] = line[x]
+
+
+@njit(nogil=True, cache=True)
+def execute(  # type: ignore[no-untyped-def]
+    operations, tables, ports, strides, items, samples, rank, ranks, counter
+):
+    """Run a program on items[0] to items[1] of a batch.
+
+    Args:
+        operations: array of `OPERATION`.
+        tables: values, offsets, starts, bases, biases and masks of all sparse operations.
+        ports: address of the arena, of each input and of each output.
+        strides: how many floats an item takes in each port; 0 for the arena.
+        items: the first item and the one after the last.
+        samples: how many rows the batch has, for programs whose item is several of them.
+        rank, ranks: which share of every operation this thread does, of how many.
+        counter: one zero, shared by the `ranks` threads, which wait for each other after every
+            operation.
+    """
+    phase = 0
+    for item in range(items[0], items[1]):
+        for number in range(operations.shape[0]):
+            operation = operations[number]
+            origin, goal = operation.source_port, operation.target_port
+            source = ports[origin] + 4 * (item * strides[origin] + operation.source)
+            target = ports[goal] + 4 * (item * strides[goal] + operation.target)
+            if operation.kind == SPARSE:
+                _sparse(operation, source, target, tables, rank, ranks)
+            elif operation.kind == COPY:
+                _copy(operation, source, target, rank, ranks)
+            elif operation.kind == MAXIMUM:
+                _maximum(operation, source, target, rank, ranks)
+            elif operation.kind == MEAN:
+                _mean(operation, source, target, rank, ranks)
+            else:
+                rows, columns = operation.rows, operation.columns
+                if origin == 0:  # out of the arena: the samples are the columns
+                    columns = min(columns, samples - item * columns)
+                else:
+                    rows = min(rows, samples - item * rows)
+                _transpose(operation, source, target, rows, columns, rank, ranks)
+            if ranks > 1:
+                phase += 1
+                arrive(counter)
+                while arrived(counter) < phase * ranks:
+                    pass

@@ -1,0 +1,115 @@
+"""The traced graph of a network: its operations in running order, with the shapes they make.
+
+A thin layer over `torch.fx`: what a network computes becomes a list of nodes, each a call of a
+module, a function or a method. Tracing runs the network's own forward on placeholders, so it sees
+functional calls as well as modules; it cannot follow branches that depend on a tensor's values.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import Node
+from torch.fx.passes.shape_prop import ShapeProp
+
+from rectified.errors import UserError
+
+
+@torch.no_grad()
+def trace_graph(
+    model: nn.Module, example: tuple[Any, ...], *, leaves: Sequence[type[nn.Module]] = ()
+) -> fx.GraphModule:
+    """The `torch.fx` graph of `model`, run once for the shape of every tensor in it.
+
+    Arguments of the model's forward that the example leaves out keep their default values.
+
+    Args:
+        model: a network in evaluation mode, without wrappers.
+        example: the arguments of one call.
+        leaves: module types that stay whole: one node, not traced into.
+
+    Raises:
+        UserError: if `torch.fx` cannot trace the network; the message names the module.
+
+    Example:
+        >>> traced = trace_graph(nn.Sequential(nn.Linear(2, 3)).eval(), (torch.ones(5, 2),))
+        >>> [shape_of(node) for node in traced.graph.nodes]
+        [(5, 2), (5, 3), (5, 3)]
+    """
+    tracer = _Tracer(leaves)
+    try:
+        graph = tracer.trace(model, concrete_args=_defaults(model, len(example)))
+    except Exception as error:
+        where = tracer.failed or f"the forward of {type(model).__name__}"
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"torch.fx cannot trace {where}: {reason}; keep that module whole with "
+            "leaves=(ItsClass,), or write it without branches on tensors"
+        ) from error
+    traced = fx.GraphModule(model, graph)
+    ShapeProp(traced).propagate(*example)
+    return traced
+
+
+def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    return {p.name: p.default for p in parameters[given:] if p.default is not p.empty}
+
+
+class _Tracer(fx.Tracer):
+    """Keeps chosen modules whole, and remembers the innermost module whose forward failed."""
+
+    def __init__(self, leaves: Sequence[type[nn.Module]]) -> None:
+        super().__init__()
+        self.leaves = tuple(leaves)
+        self.failed: str | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or f"{self.path_of_module(m)!r} ({type(m).__name__})"
+            raise
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The shape of what a node makes; empty if that is not one tensor."""
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+def caller_of(node: Node) -> str:
+    """The path of the module whose forward makes this call; empty for the network itself."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0] if stack else ""
+
+
+def used_once(traced: fx.GraphModule) -> set[str]:
+    """Paths of modules that are called once, have no hooks and share no weights.
+
+    Only these can change their size without a change elsewhere.
+    """
+    modules = dict(traced.named_modules())
+    calls = Counter(
+        str(n.target) if n.op == "call_module" else str(n.target).rpartition(".")[0]
+        for n in traced.graph.nodes
+        if n.op in ("call_module", "get_attr")
+    )
+    owners = Counter(id(p) for module in modules.values() for p in _own_weights(module))
+
+    def is_alone(module: nn.Module) -> bool:
+        hooked = module._forward_pre_hooks or module._forward_hooks
+        return not hooked and all(owners[id(p)] == 1 for p in _own_weights(module))
+
+    return {name for name, count in calls.items() if count == 1 and is_alone(modules[name])}
+
+
+def _own_weights(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module._parameters.values() if parameter is not None]

@@ -1,0 +1,36 @@
+"""Results -> one self-contained HTML page that opens without a network.
+
+A page is plain data: a `Page` of `Section`s, each a tuple of parts (`Text`, `Verdict`, `Table`,
+`Figure`, `KeyValues`, `Code`). `render` makes the HTML; `lines` and `bars` make figures from
+numbers. The room knows rows and columns, and nothing of any experiment.
+"""
+
+from rectified.report.page import (
+    Code,
+    Figure,
+    KeyValues,
+    Page,
+    Part,
+    Section,
+    Table,
+    Text,
+    Verdict,
+)
+from rectified.report.plots import Series, bars, lines
+from rectified.report.render import render
+
+__all__ = [
+    "Code",
+    "Figure",
+    "KeyValues",
+    "Page",
+    "Part",
+    "Section",
+    "Series",
+    "Table",
+    "Text",
+    "Verdict",
+    "bars",
+    "lines",
+    "render",
+]

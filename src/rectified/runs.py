@@ -1,0 +1,412 @@
+"""The run folder: everything that one run was told and found, on disk.
+
+    config.yaml        all settings, resolved; `--config` and `--resume` read it back
+    environment.json   versions, machine, command
+    metrics.jsonl      one JSON object an event, as they happen
+    results.json       rows and summary; written last, so a folder that has it is finished
+    model.safetensors  weights
+    checkpoint/        what an unfinished run needs to go on; gone when it is done
+    report.html        the page
+
+Every file is written whole or not at all (to a temporary name, then renamed). A lock keeps a
+second process out; it goes with the process that holds it, however that ends. Tensors are stored
+as safetensors, so reading a folder executes nothing in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rectified.errors import UserError
+
+CONFIG, RESULTS, METRICS = "config.yaml", "results.json", "metrics.jsonl"
+_PACKAGES = ("rectified", "torch", "numpy", "scipy", "scikit-learn", "accelerate", "safetensors")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name at the end, if all went well.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with atomic(target) as temporary: _ = temporary.write_text("whole")
+        >>> target.read_text()
+        'whole'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # some writers make files that only the owner may read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Strict JSON; numbers that are not finite become null.
+
+    Example:
+        >>> to_json({"a": float("nan"), "b": (1, 2)})
+        '{"a": null, "b": [1, 2]}'
+    """
+    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Store nested dicts, lists and tuples of tensors and plain values in one safetensors file.
+
+    A tensor that occurs more than once is stored once. Tuples come back as lists.
+
+    Raises:
+        TypeError: for a value that is neither a tensor nor plain.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    names: dict[tuple[Any, ...], str] = {}
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            place = value.data_ptr() if value.numel() else id(value)
+            key = (place, value.shape, value.stride(), value.dtype)
+            name = names.setdefault(key, f"t{len(names)}")
+            if name not in tensors:
+                tensors[name] = value.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(value, Mapping):
+            return {"dict": [[encode(key), encode(entry)] for key, entry in value.items()]}
+        if isinstance(value, list | tuple):
+            return {"list": [encode(entry) for entry in value]}
+        if value is None or isinstance(value, bool | int | float | str):
+            return {"value": value}
+        raise TypeError(f"cannot store a {type(value).__name__}")
+
+    skeleton = json.dumps(encode(tree))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"tree": skeleton})
+
+
+def load_tree(path: Path) -> Any:
+    """Read what `save_tree` stored.
+
+    Raises:
+        UserError: if the file is damaged or was not written by `save_tree`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            skeleton = json.loads((file.metadata() or {})["tree"])
+        return _decode(skeleton, tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged or not a checkpoint of ours ({error})") from error
+
+
+def _decode(node: Any, tensors: Mapping[str, Any]) -> Any:
+    (kind, value), *_ = node.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {_decode(key, tensors): _decode(entry, tensors) for key, entry in value}
+    if kind == "list":
+        return [_decode(entry, tensors) for entry in value]
+    return value
+
+
+class FileStore:
+    """One entry of a checkpoint folder: a tree in a file. Fits `rectified.training.Store`."""
+
+    def __init__(self, path: Path, *, writer: bool = True) -> None:
+        self.path = path
+        self.writer = writer
+
+    def load(self) -> Any | None:
+        """What was saved, or None."""
+        return load_tree(self.path) if self.path.exists() else None
+
+    def save(self, state: Any, /) -> None:
+        """Replace what was saved."""
+        if self.writer:
+            save_tree(self.path, state)
+
+    def clear(self) -> None:
+        """Forget what was saved."""
+        if self.writer:
+            self.path.unlink(missing_ok=True)
+
+
+class Run:
+    """A run folder that is being worked in.
+
+    Nothing is written before `begin`, so that a mistake found until then leaves nothing behind.
+
+    Args:
+        path: the folder: new, empty, or an unfinished run's with `resume`.
+        resume: go on with what is there.
+        replace: a finished or unfinished run may be there, and is removed at `begin`.
+        writer: false in all but one of several processes: they read, but write nothing.
+
+    Raises:
+        UserError: if the folder is somebody else's, or holds a run that was not asked for.
+    """
+
+    def __init__(
+        self, path: Path, *, resume: bool = False, replace: bool = False, writer: bool = True
+    ) -> None:
+        self.path = path
+        self.resume = resume
+        self.replace = replace
+        self.writer = writer
+        self._lock: Any = None
+        if writer:
+            self._check()
+
+    def _check(self) -> None:
+        path, own = self.path, (self.path / CONFIG).is_file()
+        if self.resume and not own:
+            raise UserError(f"nothing to resume in {path}: it has no {CONFIG}")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file: give --out a folder that is new or empty")
+        if path.is_dir() and not own and any(p.name != ".lock" for p in path.iterdir()):
+            raise UserError(
+                f"{path} holds files that are not a run's: give --out a folder that is new or empty"
+            )
+        if own and not self.resume and not self.replace:
+            remedy = "choose another --out" if self.finished else f"go on with --resume {path}"
+            raise UserError(f"{path} already holds a run: {remedy}, or remove it")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return (self.path / RESULTS).is_file()
+
+    def begin(self, verb: str, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Take the folder: lock it and write settings and environment.
+
+        Raises:
+            UserError: if another process works in it.
+            OSError: if it cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        if not self.writer:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another process is working in {self.path}: wait, or use another --out"
+            ) from None
+        if self.replace:
+            self._empty()
+        if not self.resume:
+            write_config(self.path / CONFIG, verb, config)
+            write_text(self.path / "environment.json", to_json(environment, indent=2))
+        self.log({"event": "resume" if self.resume else "start", "verb": verb})
+
+    def _empty(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append one event to metrics.jsonl."""
+        if not self.writer:
+            return
+        line = to_json({"time": round(time.time(), 3), **event}) + "\n"
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def store(self, name: str) -> FileStore:
+        """A place in checkpoint/ for what is needed to go on."""
+        return FileStore(self.path / "checkpoint" / f"{name}.safetensors", writer=self.writer)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file."""
+        self.write_text(name, to_json(value, indent=1))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        if self.writer:
+            write_text(self.path / name, text)
+
+    def write_weights(
+        self, state: Mapping[str, Any], metadata: Mapping[str, str], name: str = "model.safetensors"
+    ) -> None:
+        """Write a state_dict as safetensors, with a few words about it."""
+        from safetensors.torch import save_file
+
+        if self.writer:
+            with atomic(self.path / name) as temporary:
+                tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+                save_file(tensors, temporary, metadata=dict(metadata))
+
+    def write_results(
+        self,
+        verb: str,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        summary: Sequence[Mapping[str, Any]],
+        **more: Any,
+    ) -> None:
+        """Write results.json, which says that the run is complete, and drop the checkpoint."""
+        self.write_json(
+            RESULTS,
+            {
+                "verb": verb,
+                "config": config,
+                "environment": environment,
+                "rows": rows,
+                "summary": summary,
+                **more,
+            },
+        )
+        if self.writer:
+            shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+
+    def close(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            self._lock.release()
+
+
+def write_config(path: Path, verb: str, config: Mapping[str, Any]) -> None:
+    """Write settings as YAML, the verb first."""
+    import yaml
+
+    write_text(path, yaml.safe_dump({"verb": verb, **_plain(config)}, sort_keys=False))
+
+
+def read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The verb and the settings in a config.yaml.
+
+    Raises:
+        UserError: if there is no such file, or it is not one of ours.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no settings at {path}: give the {CONFIG} of an earlier run") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a YAML file of settings ({reason})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("verb"), str):
+        raise UserError(f"{path} is not a run's {CONFIG}: it does not say which verb it is for")
+    verb = found.pop("verb")
+    return verb, found
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The results of a finished run.
+
+    Args:
+        path: the run's folder.
+
+    Raises:
+        UserError: if the run is not finished, or its file is damaged.
+    """
+    file = path / RESULTS
+    if not file.is_file():
+        raise UserError(f"{path} has no {RESULTS}: it is not a finished run")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error})") from error
+    missing = {"verb", "config", "environment", "rows", "summary"} - set(found)
+    if missing:
+        raise UserError(f"{file} lacks {', '.join(sorted(missing))}: it is not a run's results")
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command of this process."""
+    import torch
+
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def default_path(verb: str, data: str) -> Path:
+    """`runs/VERB-DATA-TIME`.
+
+    Example:
+        >>> default_path("prune", "../data/cifar10").name.rpartition("-")[0].rpartition("-")[0]
+        'prune-cifar10'
+    """
+    name = "".join(c if c.isalnum() else "_" for c in Path(data).name) or "data"
+    base = Path("runs") / f"{verb}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return base if not base.exists() else base.with_name(f"{base.name}-{os.getpid()}")

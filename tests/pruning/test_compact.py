@@ -1,0 +1,507 @@
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rectified.errors import UserError
+from rectified.models import cnn, mlp, resnet20, vgg16
+from rectified.pruning.compact import compact, compaction, resize
+from rectified.pruning.dead_neurons import dead_neuron_rate
+from rectified.pruning.masks import apply_, prunable
+
+
+class Residual(nn.Module):
+    """Functional and in-place calls, an identity shortcut and a projection."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn_first = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn_second = nn.BatchNorm2d(width)
+        self.third = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.project = nn.Conv2d(width, 2 * width, 1, stride=2, bias=False)
+        self.bn_project = nn.BatchNorm2d(2 * width)
+        self.fc = nn.Linear(2 * width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        branch = F.relu(self.bn_first(self.first(x)))
+        branch = self.bn_second(self.second(branch))
+        branch += x
+        x = torch.relu(branch)
+        x = F.relu(self.third(x) + self.bn_project(self.project(x)))
+        x = F.adaptive_avg_pool2d(x, 1)
+        return self.fc(x.view(x.size(0), -1))
+
+
+class Concatenation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 4, 3, padding=1)
+        self.mixed = nn.Conv2d(13, 7, 3)
+        self.bn = nn.BatchNorm2d(7)
+        self.fc = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([F.relu(self.a(x)), x, torch.tanh(self.b(x))], dim=1)
+        return self.fc(self.bn(self.mixed(x)).relu().mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: channels times a factor each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.conv(x))
+        factor = torch.sigmoid(self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1)))))
+        return self.last(x * factor)
+
+
+class TokenMixer(nn.Module):
+    """Linear layers on (batch, tokens, channels), and operations that mix channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, scale: float = 2.0) -> Tensor:
+        x = self.embed(x)
+        x = x + scale * self.down(F.gelu(self.up(self.norm(x))))
+        return self.head(x.softmax(-1).mean(1))
+
+
+def convolutional(norm: bool) -> nn.Module:
+    def block(inputs: int, outputs: int, **options: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, 3, bias=not norm, **options)
+        return [convolution, *([nn.BatchNorm2d(outputs)] if norm else []), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(
+        *block(3, 8, padding=1),
+        nn.MaxPool2d(2),
+        *block(8, 10, padding=1, stride=1),
+        nn.AvgPool2d(3, stride=1, padding=1),
+        *block(10, 8),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(32, 12),
+        nn.LeakyReLU(),
+        nn.Linear(12, 4),
+    )
+
+
+def dense(norm: bool) -> nn.Module:
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
+
+    return nn.Sequential(*block(10, 16), *block(16, 12), *block(12, 8), nn.Linear(8, 3))
+
+
+def separable() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.BatchNorm2d(8),
+        nn.ReLU6(),
+        nn.Conv2d(8, 6, 1),
+        nn.Conv2d(6, 6, 3, groups=6),
+        nn.Hardswish(),
+        nn.Conv2d(6, 4, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1)
+    )
+
+
+IMAGE, ROW, TOKENS = (3, 8, 8), (10,), (4, 6)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "dense": (lambda: dense(False), ROW),
+    "dense_norm": (lambda: dense(True), ROW),
+    "convolutional": (lambda: convolutional(False), IMAGE),
+    "convolutional_norm": (lambda: convolutional(True), IMAGE),
+    "residual": (Residual, IMAGE),
+    "concatenation": (Concatenation, IMAGE),
+    "gated": (Gated, IMAGE),
+    "separable": (separable, IMAGE),
+    "grouped": (grouped, IMAGE),
+    "tokens": (TokenMixer, TOKENS),
+}
+
+
+def random_(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Weights, biases and statistics as after some training, in float64."""
+    model = model.double().eval()
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2.0, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.normal_(0.0, 0.7, generator=generator)
+    return model
+
+
+def random_masks(
+    model: nn.Module, density: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    return {
+        name: torch.rand(weight.shape, generator=generator) < density
+        for name, weight in prunable(model).items()
+    }
+
+
+def masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
+    model = copy.deepcopy(model)
+    apply_(model, masks)
+    return model
+
+
+def case(name: str, density: float, seed: int) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    build, shape = NETWORKS[name]
+    model = random_(build(), generator)
+    masks = random_masks(model, density, generator)
+    return model, masks, torch.randn(6, *shape, generator=generator, dtype=torch.float64)
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+CASES = list(itertools.product(NETWORKS, (0.5, 0.1, 0.03), range(4)))
+
+
+@pytest.mark.parametrize(("name", "density", "seed"), CASES)
+def test_outputs_are_those_of_the_masked_network(name: str, density: float, seed: int) -> None:
+    model, masks, x = case(name, density, seed)
+    before = copy.deepcopy(model.state_dict())
+    small = compact(model, x[:2], masks=masks)
+    torch.testing.assert_close(small(x), masked(model, masks)(x), rtol=1e-10, atol=1e-10)
+    assert set(small.state_dict()) >= set(before)
+    assert type(small) is type(model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    small.train()(x)  # the smaller batch norms are whole
+
+
+@pytest.mark.parametrize(("name", "density", "seed"), CASES)
+def test_a_compact_network_cannot_be_compacted_further(
+    name: str, density: float, seed: int
+) -> None:
+    model, masks, x = case(name, density, seed)
+    small = compact(model, x[:2], masks=masks)
+    assert shapes(compact(small, x[:2])) == shapes(small)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_zeros_in_the_weights_count_as_masks_do(name: str) -> None:
+    model, masks, x = case(name, 0.1, 5)
+    by_mask = compact(model, x, masks=masks)
+    assert shapes(compact(masked(model, masks), x)) == shapes(by_mask)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_resize_loads_a_compact_state_dict(name: str) -> None:
+    model, masks, x = case(name, 0.1, 2)
+    small = compact(model, x, masks=masks)
+    fresh = NETWORKS[name][0]().double().eval()
+    torch.testing.assert_close(resize(fresh, small.state_dict())(x), small(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_dense_network_stays_as_it_is(name: str) -> None:
+    model, _, x = case(name, 1.0, 0)
+    assert shapes(compact(model, x)) == shapes(model)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_without_weights_keeps_one_channel_a_layer(name: str) -> None:
+    model, masks, x = case(name, 0.0, 0)
+    small = compaction(model, x, masks=masks)
+    torch.testing.assert_close(small.model(x), masked(model, masks)(x), rtol=1e-10, atol=1e-10)
+    assert all(layer.stays or layer.outputs[1] == 1 for layer in small.layers)
+
+
+def chain(*widths: int, norm: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else [])]
+        layers += [nn.Tanh()]
+    return nn.Sequential(*layers).double().eval()
+
+
+def test_a_unit_without_inputs_goes_and_its_bias_moves_on() -> None:
+    model = chain(2, 3, 1)
+    with torch.no_grad():
+        model[0].weight[1] = 0
+    small: Any = compact(model, torch.ones(1, 2, dtype=torch.float64))
+    moved = model[2].bias + model[2].weight[:, 1] * torch.tanh(model[0].bias[1])
+    torch.testing.assert_close(small[2].bias, moved)
+    torch.testing.assert_close(small[0].weight, model[0].weight[[0, 2]])
+
+
+def test_a_unit_that_nobody_reads_goes_and_takes_its_private_inputs_along() -> None:
+    model = chain(4, 5, 3, 2)
+    with torch.no_grad():
+        model[4].weight[:, 0] = 0  # nobody reads unit 0 of the second layer,
+        model[2].weight[1:, :2] = 0  # which alone read units 0 and 1 of the first
+    table = compaction(model, torch.ones(1, 4, dtype=torch.float64)).layers
+    assert [layer.outputs for layer in table] == [(5, 3), (3, 2), (2, 2)]
+    assert [layer.inputs for layer in table] == [(4, 4), (5, 3), (3, 2)]
+    assert [layer.stays for layer in table] == [None, None, "the output"]
+
+
+def test_channels_that_only_feed_each_other_through_a_residual_sum_go() -> None:
+    model = random_(Residual(), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.third.weight[:, 3] = 0  # behind the block, nobody reads channel 3 of the stream;
+        model.project.weight[:, 3] = 0
+        model.first.weight[:, 3] = 0  # within it, hidden channel 5 alone reads and writes it
+        model.first.weight[5, 3] = 1
+        model.second.weight[:, 5] = 0
+        model.second.weight[3, 5] = 1
+    small: Any = compact(model, torch.ones(1, 3, 8, 8, dtype=torch.float64))
+    assert small.stem.out_channels == 7
+    assert small.first.in_channels == small.first.out_channels == 7
+    assert small.second.in_channels == small.second.out_channels == 7
+
+
+def test_a_channel_of_a_sum_stays_while_one_branch_varies() -> None:
+    model = random_(Residual(), torch.Generator().manual_seed(0))
+    x = torch.ones(1, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        model.bn_second.bias[3:5] = -100.0  # the ReLU behind the sum makes constants zero
+        model.stem.weight[3] = 0
+        model.second.weight[4] = 0
+    assert compact(model, x).get_submodule("stem").out_channels == 8
+    with torch.no_grad():
+        model.second.weight[3] = 0
+    assert compact(model, x).get_submodule("stem").out_channels == 7
+
+
+def norm_then_padded(beta: float, padding: int | str, mode: str = "zeros") -> nn.Sequential:
+    """Channel 1 of 3 has no weights, and its batch norm makes it `beta` everywhere."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, bias=False),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 2, 3, padding=padding, padding_mode=mode, bias=False),
+    )
+    random_(model, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model[0].weight[1] = 0
+        model[1].running_mean[1] = 0
+        model[1].bias[1] = beta
+    return model
+
+
+@pytest.mark.parametrize(
+    ("beta", "padding", "mode", "channels"),
+    [
+        (1.0, 0, "zeros", 2),
+        (1.0, 1, "zeros", 3),  # at the border the constant is missing: no bias can say that
+        (-1.0, 1, "zeros", 2),  # zero behind the ReLU
+        (1.0, 1, "replicate", 2),
+        (1.0, 1, "circular", 2),
+        (1.0, "same", "zeros", 3),
+        (1.0, "valid", "zeros", 2),
+    ],
+)
+def test_a_constant_behind_a_norm_is_folded_where_borders_allow(
+    beta: float, padding: int | str, mode: str, channels: int
+) -> None:
+    model = norm_then_padded(beta, padding, mode)
+    x = torch.randn(2, 1, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    small: Any = compact(model, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-10)
+    assert small[0].out_channels == small[1].num_features == small[3].in_channels == channels
+    assert (small[3].bias is not None) == (beta > 0 and channels == 2)
+
+
+def test_constants_before_a_padded_convolution_become_one_channel() -> None:
+    model = norm_then_padded(1.0, 1)
+    with torch.no_grad():
+        model[0].weight[2] = 0
+        model[1].bias[2] = model[1].running_mean[2] * 0 + 9.0
+    x = torch.randn(2, 1, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    small: Any = compact(model, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-10)
+    assert small[0].out_channels == 2
+
+
+@pytest.mark.parametrize(
+    ("pool", "channels"),
+    [
+        (nn.AvgPool2d(3, 2, padding=1), 3),  # zeros of the padding count in the mean
+        (nn.AvgPool2d(3, 2, padding=1, count_include_pad=False), 2),
+        (nn.AvgPool2d(3, 2, ceil_mode=True), 2),
+        (nn.MaxPool2d(3, 2, padding=1), 2),
+        (nn.AdaptiveAvgPool2d(3), 2),
+        (nn.Upsample(scale_factor=1.5, mode="bilinear"), 2),
+        (nn.ZeroPad2d(1), 3),
+        (nn.ReflectionPad2d(1), 2),
+    ],
+)
+def test_pools_pass_constants_where_they_are_the_same_at_every_position(
+    pool: nn.Module, channels: int
+) -> None:
+    model = norm_then_padded(1.0, 0)
+    model.insert(3, pool)
+    x = torch.randn(2, 1, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    small: Any = compact(model, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-10)
+    assert small[0].out_channels == channels
+
+
+def test_a_constant_moves_into_the_norm_behind_a_layer_without_bias() -> None:
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 1)
+    )
+    random_(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model[0].weight[2] = 0
+    small: Any = compact(model, torch.ones(1, 3, dtype=torch.float64))
+    assert set(small.state_dict()) == set(model.state_dict())
+    shift = model[2].weight[:, 2] * torch.tanh(model[0].bias[2])
+    torch.testing.assert_close(small[3].running_mean, model[3].running_mean - shift)
+
+
+def test_a_norm_of_scale_zero_makes_a_channel_constant() -> None:
+    model = chain(3, 4, 2, norm=True)
+    random_(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model[1].weight[2] = 0
+    small: Any = compact(model, torch.ones(1, 3, dtype=torch.float64))
+    assert small[0].out_features == 3
+
+
+def test_flatten_removes_the_block_of_columns() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten(), nn.Linear(12, 2)).double()
+    with torch.no_grad():
+        model[0].weight[1] = 0
+    small: Any = compact(model, torch.ones(1, 1, 3, 3, dtype=torch.float64))
+    kept = [0, 1, 2, 3, 8, 9, 10, 11]
+    torch.testing.assert_close(small[2].weight, model[2].weight[:, kept])
+
+
+def removable_by_force(model: nn.Sequential, x: Tensor) -> list[int]:
+    """Per linear layer but the last, how many units noise cannot reach the output from, or that
+    are the same on all of x at the next layer; both seen by running the network only."""
+    linear = [i for i, layer in enumerate(model) if isinstance(layer, nn.Linear)]
+    counts = []
+    for here, following in itertools.pairwise(linear):
+        values = model[: here + 1](x)
+        removable = 0
+        for unit in range(values.shape[1]):
+            noisy = values.clone()
+            noisy[:, unit] += torch.randn(
+                len(x), dtype=x.dtype, generator=torch.Generator().manual_seed(unit)
+            )
+            is_unread = torch.equal(model[here + 1 :](noisy), model[here + 1 :](values))
+            is_constant = float(model[here + 1 : following](values)[:, unit].std()) < 1e-12
+            removable += is_unread or is_constant
+        counts.append(removable)
+    return counts
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("density", [0.5, 0.2, 0.1])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_unit_goes_that_an_exhaustive_search_finds_removable(
+    norm: bool, density: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    model = random_(chain(6, 12, 10, 8, 4, norm=norm), generator)
+    apply_(model, random_masks(model, density, generator))
+    x = torch.randn(16, 6, dtype=torch.float64, generator=generator)
+    table = compaction(model, x).layers[:-1]
+    expected = [
+        min(gone, layer.outputs[0] - 1)
+        for gone, layer in zip(removable_by_force(model, x), table, strict=True)
+    ]
+    assert [layer.outputs[0] - layer.outputs[1] for layer in table] == expected
+
+
+@pytest.mark.parametrize("build", [mlp, cnn, resnet20, vgg16])
+def test_the_classifiers_shrink_at_two_percent_density(build: Callable[..., nn.Module]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    size = (32, 32) if build in (resnet20, vgg16) else (8, 8)
+    model = build(num_classes=10, in_channels=3, image_size=size).eval()
+    for name, tensor in model.state_dict().items():
+        if "running_mean" in name or name.endswith("bias"):
+            tensor.normal_(0, 0.1, generator=generator)
+    masks = random_masks(model, 0.02, generator)
+    x = torch.randn(2, 3, *size, generator=generator)
+    small = compact(model, x, masks=masks)
+    torch.testing.assert_close(small(x), masked(model, masks)(x), rtol=1e-5, atol=1e-5)
+    count = sum(p.numel() for p in small.parameters())
+    assert count < sum(p.numel() for p in model.parameters())
+    assert set(small.state_dict()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("build", [Residual, lambda: dense(True)])
+def test_neurons_that_never_fire_go_on_request(build: Callable[[], nn.Module]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = random_(build(), generator)
+    x = torch.randn(20, *(IMAGE if isinstance(model, Residual) else ROW), generator=generator)
+    x = x.double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.bias.data[:2] = -100
+    counts = dead_neuron_rate(model, [(x,)])
+    never = {site.name: site.never_fires for site in counts.sites}
+    small = compact(model, x, never_fires=never)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-10)
+    assert shapes(small) != shapes(compact(model, x)) == shapes(model)
+
+
+def test_never_fires_takes_a_value_per_channel_or_per_neuron() -> None:
+    model = random_(convolutional(False), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model[0].bias[3] = -1000
+    x = torch.randn(2, *IMAGE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    channels = torch.arange(8) == 3
+    neurons = channels[:, None, None].expand(8, 8, 8).clone()
+    neurons[2, 0, 0] = True  # a channel that fires elsewhere stays
+    for never in (channels, neurons):
+        small: Any = compact(model, x, never_fires={"1": never})
+        assert small[0].out_channels == 7
+
+
+class Repeated(nn.Module):
+    """One ReLU module twice, then a functional one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(3, 3) for _ in range(4))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(F.relu(self.c(self.relu(self.b(self.relu(self.a(x)))))))
+
+
+@pytest.mark.parametrize(("site", "layer"), [("relu", "a"), ("relu#2", "b"), ("relu.relu", "c")])
+def test_sites_are_named_as_where_they_are_counted(site: str, layer: str) -> None:
+    model = Repeated().double()
+    with torch.no_grad():
+        model.get_submodule(layer).bias[1] = -100
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    names = [found.name for found in dead_neuron_rate(model, [(x,)]).sites]
+    name = names[["relu", "relu#2", "relu.relu"].index(site)]
+    small = compact(model, x, never_fires={name: torch.tensor([False, True, False])})
+    assert small.get_submodule(layer).out_features == 2
