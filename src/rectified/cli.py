@@ -11,13 +11,14 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from rectified import __version__
 from rectified.errors import UserError, choose
@@ -32,7 +33,7 @@ VERBS = {  # verb -> what it does, and examples
         (
             "--data digits --model mlp --ap off,lite --seeds 16",
             "--data PATH/cifar10 --model resnet20 --score lamp,magnitude --target 0.02",
-            "--data PATH --model mine.py:factory --weights mine.safetensors --rewind finetune",
+            "--data PATH --model mine:factory --weights mine.safetensors --rewind finetune",
         ),
     ),
     "report": ("one page over finished run folders", ("runs/demo runs/other --out page.html",)),
@@ -71,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _terminations():
-            return _dispatch(arguments)
+            _dispatch(arguments)
+            sys.stdout.flush()
+            return 0
     except UserError as error:
         return _complain(str(error))
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -81,10 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _USER_ERRNO:
             raise
         return _complain(f"{error.filename or 'writing'}: {_USER_ERRNO[error.errno]}")
-    except _Terminated:
-        return _interrupted(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        return _interrupted(128 + signal.SIGINT)
+    except (KeyboardInterrupt, _Terminated) as stop:
+        notes = getattr(stop, "__notes__", [" before anything was written"])
+        print(f"\nrectified: interrupted{notes[-1]}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
 
 
 def _complain(message: str) -> int:
@@ -112,29 +115,20 @@ def _terminations() -> Any:
         signal.signal(signal.SIGTERM, before)
 
 
-def _interrupted(code: int) -> int:
-    if _begun:
-        print(f"\nrectified: interrupted; go on with: {_begun[-1]}", file=sys.stderr)
-    else:
-        print("\nrectified: interrupted before anything was written", file=sys.stderr)
-    return code
-
-
-_begun: list[str] = []  # how to go on with the run under way
-
-
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
-        return 0
+        return
     if arguments[0] in ("-V", "--version"):
         print(f"rectified {__version__}")
-        return 0
+        return
     verb, rest = arguments[0], arguments[1:]
     choose("verb", verb, list(VERBS))
-    if verb == "report":
-        return _report(rest)
-    return _run(verb, rest)
+    try:
+        _report(rest) if verb == "report" else _run(verb, rest)
+    except SystemExit as stop:  # a parser that has shown its help
+        if stop.code not in (0, None):
+            raise
 
 
 def _help() -> str:
@@ -164,7 +158,7 @@ class RunOptions:
     quiet: bool = False
 
 
-def _run(verb: str, arguments: list[str]) -> int:
+def _run(verb: str, arguments: list[str]) -> None:
     from rectified.runs import Run, default_path, environment
 
     job = _JOBS[verb]
@@ -178,24 +172,28 @@ def _run(verb: str, arguments: list[str]) -> int:
     folder = Run(
         options.resume or options.out or job.out or default_path(verb, config.data),
         resume=options.resume is not None,
-        replace=options.out is None and job.out is not None,
+        replace=options.out is None and options.resume is None and job.out is not None,
         writer=process.is_main_process,
     )
     if options.resume is not None and folder.finished:
         raise UserError(f"{folder.path} is finished: see {folder.path / 'report.html'}")
-    _begun.append(f"rectified {verb} --resume {folder.path}")
     shows = process.is_main_process and not options.quiet
-    with contextlib.closing(folder):
+    with contextlib.closing(folder), _resumable(verb, folder):
         text = module.run(config, folder, environment(), shows)
-    _begun.clear()
     if process.is_main_process:
-        _tell(text, folder)
-    return 0
+        print(f"{text}\n\nreport: {folder.path / 'report.html'}")
 
 
-def _tell(text: str, folder: Run) -> None:
-    print(text)
-    print(f"\nreport: {folder.path / 'report.html'}")
+@contextlib.contextmanager
+def _resumable(verb: str, folder: Run) -> Any:
+    """Tell whoever stops the run how to go on with it."""
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as stop:
+        if folder.begun:
+            place = shlex.quote(str(folder.path))
+            stop.add_note(f"; go on with: rectified {verb} --resume {place}")
+        raise
 
 
 def _quieten() -> None:
@@ -283,21 +281,26 @@ def _parse(verb: str, default: Any, arguments: list[str]) -> tuple[RunOptions, A
 
 
 def _one_line(box: str, verb: str) -> str:
-    """What tyro says in its frame: the first paragraph, and the flags that it proposes."""
+    """What tyro says in its frame: the first paragraph, and a flag that it proposes."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
     rules = [i for i, line in enumerate(lines) if set(line) <= set("─╰╯")]
     paragraph = " ".join(line for line in lines[: rules[0] if rules else None] if line)
     proposed = [line.split()[0] for line in lines if re.match(r"--\w", line)]
-    meant = f"; perhaps {proposed[0]}" if proposed else ""
+    unknown = paragraph.startswith("Unrecognized")
+    meant = f"; perhaps {proposed[0]}" if proposed and unknown else ""
     return f"{paragraph.rstrip('.')}{meant}; see rectified {verb} --help"
 
 
-def _report(arguments: list[str]) -> int:
+def _report(arguments: list[str]) -> None:
     """`rectified report RUN... [--out FILE]`."""
     import argparse
 
-    parser = argparse.ArgumentParser(
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"{message}; see rectified report --help")
+
+    parser = Parser(
         prog="rectified report",
         description="One page over finished run folders.",
         epilog="example: rectified report runs/demo runs/other --out page.html",
@@ -311,7 +314,6 @@ def _report(arguments: list[str]) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.out, combined(options.runs))
     print(f"report: {options.out}")
-    return 0
 
 
 if __name__ == "__main__":

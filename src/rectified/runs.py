@@ -15,10 +15,12 @@ as safetensors, so reading a folder executes nothing in it.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -32,6 +34,7 @@ from typing import Any
 from rectified.errors import UserError
 
 CONFIG, RESULTS, METRICS = "config.yaml", "results.json", "metrics.jsonl"
+_LOCK, _TEMPORARY = ".lock", ".tmp"
 _PACKAGES = ("rectified", "torch", "numpy", "scipy", "scikit-learn", "accelerate", "safetensors")
 
 
@@ -46,13 +49,16 @@ def atomic(path: Path) -> Iterator[Path]:
         >>> target.read_text()
         'whole'
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # some writers make files that only the owner may read
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where; the temporary name says little
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -100,7 +106,6 @@ def save_tree(path: Path, tree: Any) -> None:
         TypeError: for a value that is neither a tensor nor plain.
     """
     import torch
-    from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
     names: dict[tuple[Any, ...], str] = {}
@@ -123,8 +128,15 @@ def save_tree(path: Path, tree: Any) -> None:
 
     skeleton = json.dumps(encode(tree))
     path.parent.mkdir(parents=True, exist_ok=True)
+    _write_tensors(path, tensors, {"tree": skeleton})
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    from safetensors.torch import save
+
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"tree": skeleton})
+        # not `save_file`, whose exception does not say that the disk is full
+        temporary.write_bytes(save(dict(tensors), dict(metadata)))
 
 
 def load_tree(path: Path) -> Any:
@@ -171,11 +183,6 @@ class FileStore:
         if self.writer:
             save_tree(self.path, state)
 
-    def clear(self) -> None:
-        """Forget what was saved."""
-        if self.writer:
-            self.path.unlink(missing_ok=True)
-
 
 class Run:
     """A run folder that is being worked in.
@@ -209,13 +216,18 @@ class Run:
             raise UserError(f"nothing to resume in {path}: it has no {CONFIG}")
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: give --out a folder that is new or empty")
-        if path.is_dir() and not own and any(p.name != ".lock" for p in path.iterdir()):
+        if path.is_dir() and not own and not all(_is_leftover(p) for p in path.iterdir()):
             raise UserError(
                 f"{path} holds files that are not a run's: give --out a folder that is new or empty"
             )
         if own and not self.resume and not self.replace:
             remedy = "choose another --out" if self.finished else f"go on with --resume {path}"
             raise UserError(f"{path} already holds a run: {remedy}, or remove it")
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to resume."""
+        return (self.path / CONFIG).is_file()
 
     @property
     def finished(self) -> bool:
@@ -229,39 +241,79 @@ class Run:
             UserError: if another process works in it.
             OSError: if it cannot be written.
         """
-        from filelock import FileLock, Timeout
-
         if not self.writer:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path / ".lock")
+        is_new = not self.path.exists()
+        self._make()
+        self._take()
         try:
-            self._lock.acquire(timeout=0)
+            self._write_settings(verb, config, environment)
+        except OSError:
+            if not self.resume:
+                self._withdraw(is_new)
+            raise
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be made ({error.strerror}): give --out a place that you may "
+                "write to"
+            ) from error
+
+    def _take(self) -> None:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
                 f"another process is working in {self.path}: wait, or use another --out"
             ) from None
+        self._lock = lock
+
+    def _write_settings(
+        self, verb: str, config: Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> None:
         if self.replace:
             self._empty()
+        for stale in self.path.rglob(f".*{_TEMPORARY}"):  # of a process that was killed
+            stale.unlink()
         if not self.resume:
             write_config(self.path / CONFIG, verb, config)
+        if not (self.path / "environment.json").exists():
             write_text(self.path / "environment.json", to_json(environment, indent=2))
         self.log({"event": "resume" if self.resume else "start", "verb": verb})
 
     def _empty(self) -> None:
-        for entry in self.path.iterdir():
+        entries = [entry for entry in self.path.iterdir() if entry.name != _LOCK]
+        # the settings last: without them the rest would be somebody else's
+        for entry in sorted(entries, key=lambda entry: entry.name == CONFIG):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != ".lock":
+            else:
                 entry.unlink()
+
+    def _withdraw(self, is_new: bool) -> None:
+        """Leave nothing of a run that could not begin."""
+        self._empty()
+        (self.path / _LOCK).unlink(missing_ok=True)
+        self.close()
+        if is_new:
+            self.path.rmdir()
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append one event to metrics.jsonl."""
         if not self.writer:
             return
-        line = to_json({"time": round(time.time(), 3), **event}) + "\n"
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(line)
+        line = (to_json({"time": round(time.time(), 3), **event}) + "\n").encode()
+        with (self.path / METRICS).open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(line) < len(line):  # a full disk takes a part
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / METRICS))
 
     def store(self, name: str) -> FileStore:
         """A place in checkpoint/ for what is needed to go on."""
@@ -280,12 +332,14 @@ class Run:
         self, state: Mapping[str, Any], metadata: Mapping[str, str], name: str = "model.safetensors"
     ) -> None:
         """Write a state_dict as safetensors, with a few words about it."""
-        from safetensors.torch import save_file
+        import torch
 
         if self.writer:
-            with atomic(self.path / name) as temporary:
-                tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-                save_file(tensors, temporary, metadata=dict(metadata))
+            plain = torch.contiguous_format
+            tensors = {  # copies, since safetensors refuses tensors that share memory
+                key: value.detach().cpu().clone(memory_format=plain) for key, value in state.items()
+            }
+            _write_tensors(self.path / name, tensors, metadata)
 
     def write_results(
         self,
@@ -317,6 +371,11 @@ class Run:
             self._lock.release()
 
 
+def _is_leftover(path: Path) -> bool:
+    """A lock, or what a process that was killed left half-written."""
+    return path.name == _LOCK or (path.name.startswith(".") and path.suffix == _TEMPORARY)
+
+
 def write_config(path: Path, verb: str, config: Mapping[str, Any]) -> None:
     """Write settings as YAML, the verb first."""
     import yaml
@@ -334,8 +393,10 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
 
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no settings at {path}: give the {CONFIG} of an earlier run") from None
+    except OSError as error:
+        raise UserError(
+            f"no settings at {path} ({error.strerror}): give the {CONFIG} of an earlier run"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not a YAML file of settings ({reason})") from error
@@ -355,16 +416,26 @@ def read_results(path: Path) -> dict[str, Any]:
         UserError: if the run is not finished, or its file is damaged.
     """
     file = path / RESULTS
-    if not file.is_file():
-        raise UserError(f"{path} has no {RESULTS}: it is not a finished run")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error})") from error
-    missing = {"verb", "config", "environment", "rows", "summary"} - set(found)
+    found = read_json(file)
+    needed = {"verb", "config", "environment", "rows", "summary"}
+    missing = needed - set(found if isinstance(found, dict) else ())
     if missing:
         raise UserError(f"{file} lacks {', '.join(sorted(missing))}: it is not a run's results")
     return found
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file of a finished run holds.
+
+    Raises:
+        UserError: if there is no such file, or it is damaged.
+    """
+    if not file.is_file():
+        raise UserError(f"{file.parent} has no {file.name}: it is not a finished run")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error})") from error
 
 
 def environment() -> dict[str, Any]:
@@ -386,7 +457,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["rectified", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +36,14 @@ Batch = tuple[Tensor, ...]  # first axis: batch
 _SAVE_EVERY_SECONDS = 20.0  # what a kill may cost; saving a small network takes milliseconds
 
 
+@runtime_checkable
 class Objective(Protocol):
     """The mean loss of one batch."""
 
     def __call__(self, model: nn.Module, batch: Batch, /) -> Float[Tensor, ""]: ...
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Training data: `len` batches an epoch, the same ones for the same epoch's number."""
 
@@ -50,6 +52,7 @@ class Batches(Protocol):
     def epoch(self, number: int, /) -> Iterator[Batch]: ...
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where an unfinished training is kept: nested dicts of tensors and plain values."""
 
@@ -313,6 +316,7 @@ def fit(
     if average is not None:
         model.load_state_dict(average.state)
     _agree_on_buffers(model, process)
+    process.free_memory()  # it would keep every network that it has prepared
     return losses
 
 
@@ -508,9 +512,10 @@ def evaluate(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """`model` in evaluation mode, put back afterwards."""
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield model
     finally:
-        model.train(was_training)
+        for module, was_training in modes.items():  # one by one: a part may be frozen
+            module.training = was_training

@@ -8,6 +8,9 @@ from torch import nn
 from rectified.errors import UserError
 from rectified.models import Ensemble, cnn, mlp, resnet20, vit
 
+# PyTorch warns that `vmap` runs attention network by network on a CPU: slow, but right.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
 NETWORKS, BATCH = 3, 6
 SHAPES = {"num_classes": 4, "in_channels": 1, "image_size": (8, 8)}
 ARCHITECTURES = {
@@ -120,7 +123,9 @@ def test_evaluation_mode_reaches_the_networks():
 
 
 def test_the_mode_is_that_of_the_models():
-    assert not Ensemble([model.eval() for model in networks("mlp")]).base.training
+    ensemble = Ensemble([model.eval() for model in networks("mlp")])
+    assert not ensemble.training
+    assert not ensemble.base.training
 
 
 def test_dropout_differs_between_networks_and_ends_in_evaluation():

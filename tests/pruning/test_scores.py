@@ -16,15 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rectified.errors import UserError
+from rectified.pruning.look_ahead import IDENTITY, LookAhead, Neighbours
 from rectified.pruning.scores import (
     ERK,
-    IDENTITY,
     SNIP,
     Gradient,
     GraSP,
-    LookAhead,
     Movement,
-    Neighbours,
     Random,
     Score,
     Snapshot,

@@ -8,7 +8,7 @@ Python's lock than they gain (0.09 ms a picture serial, 0.13 ms with two threads
 
 import warnings
 from collections.abc import Iterable
-from io import BufferedIOBase
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from rectified.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-Picture = tuple[str, Path | BufferedIOBase]  # where it lies, for messages; what Pillow opens
+Picture = tuple[str, Path | BytesIO]  # where it lies, for messages; what Pillow opens
 
 
 def decode(
@@ -77,7 +77,7 @@ def resized(image: "Image.Image", side: int | None) -> "Image.Image":
     return image if side is None else image.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _load(place: str, file: Path | BufferedIOBase) -> "Image.Image":
+def _load(place: str, file: Path | BytesIO) -> "Image.Image":
     from PIL import Image
 
     try:

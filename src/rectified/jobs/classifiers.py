@@ -1,4 +1,4 @@
-"""Classifiers for the jobs: from the words of the command line to a network, and how to train it."""
+"""Classifiers for the jobs: from the words of the command line to a network and its training."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rectified import models
 from rectified.data import Augment, Batches, ImageData, Images
 from rectified.errors import UserError, choose
+from rectified.training import evaluating, logits_of
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,23 @@ def _factory(text: str) -> Callable[..., nn.Module]:
         sys.path.insert(0, os.getcwd())  # as `python -m` does: people keep their model beside them
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever stands in somebody's module
         raise UserError(
-            f"model {text!r} cannot be imported ({error}): write module:factory, both importable "
-            "from the present folder"
+            f"model {text!r} cannot be imported ({_first_line(error)}): write module:factory, both "
+            "importable from the present folder"
         ) from error
 
     def make(**given: Any) -> nn.Module:
-        accepted = inspect.signature(factory).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            given = {name: value for name, value in given.items() if name in accepted}
+        accepted = inspect.signature(factory)
+        if not any(p.kind is p.VAR_KEYWORD for p in accepted.parameters.values()):
+            given = {name: value for name, value in given.items() if name in accepted.parameters}
+        try:
+            accepted.bind(**given)
+        except TypeError as error:
+            raise UserError(
+                f"model {text!r} cannot be called ({error}): give other parameters than "
+                "num_classes, in_channels, image_size and norm a default"
+            ) from error
         made = factory(**given)
         if not isinstance(made, nn.Module):
             raise UserError(f"model {text!r} must return an nn.Module, got {type(made).__name__}")
@@ -140,6 +148,31 @@ def build(
     if weights is not None:
         load_weights(network, Path(weights))
     return network
+
+
+def check_outputs(network: nn.Module, inputs: Tensor, classes: int) -> None:
+    """See that a network reads such images and returns a score for every class.
+
+    Raises:
+        UserError: if it does not.
+    """
+    try:
+        with torch.no_grad(), evaluating(network):
+            logits = logits_of(network(inputs))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"the model cannot read images of shape {tuple(inputs.shape[1:])} "
+            f"({_first_line(error)}): take another model or other data"
+        ) from error
+    if logits.shape != (len(inputs), classes):
+        raise UserError(
+            f"the model must return {classes} class scores an image, one for each class of the "
+            f"data; got {tuple(logits.shape[1:])}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -179,9 +212,8 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own exceptions for a damaged file
-        reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
-            f"weights {path} cannot be read safely ({reason}): give a safetensors file, or a "
+            f"weights {path} cannot be read safely ({_first_line(error)}): give a safetensors file, or a "
             "plain state_dict"
         ) from error
     for key in ("state_dict", "model"):

@@ -13,22 +13,22 @@ from torch import nn
 from rectified.data import Batches, ImageData, load_images
 from rectified.errors import UserError, choose
 from rectified.jobs import prune_report
-from rectified.jobs.classifiers import build, plain_batches, recipe, training_batches
+from rectified.jobs.classifiers import (
+    build,
+    check_outputs,
+    plain_batches,
+    recipe,
+    training_batches,
+)
 from rectified.jobs.options import Words, seed_list
 from rectified.jobs.prune_training import Request, train_all
 from rectified.jobs.statistics import interval
-from rectified.pruning import schedule, scores
-from rectified.pruning.activate import (
-    ARMS,
-    activation_scope,
-    arm,
-    norms_before_relu,
-    reference_arm,
-)
+from rectified.pruning import activate, schedule, scores
 from rectified.pruning.cycle import Cycle, Rewind, Stage, Training, plan
 from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
+from rectified.pruning.look_ahead import LookAhead
 from rectified.pruning.masks import full_masks
-from rectified.runs import FileStore, Run
+from rectified.runs import Run
 from rectified.training import (
     FitConfig,
     accelerator,
@@ -45,7 +45,7 @@ SCORES: dict[str, Callable[[int], scores.Score]] = {
     "grasp": lambda seed: scores.GraSP(),
     "synflow": lambda seed: scores.SynFlow(),
     "lamp": lambda seed: scores.lamp,
-    "lookahead": lambda seed: scores.LookAhead(),
+    "lookahead": lambda seed: LookAhead(),
     "movement": lambda seed: scores.Movement(),
     "erk": lambda seed: scores.ERK(),
     "random": lambda seed: scores.Random(torch.Generator().manual_seed(seed)),
@@ -136,7 +136,7 @@ def resolve(config: PruneConfig) -> PruneConfig:
         UserError: for a name that is not known or a value that is impossible.
     """
     made = recipe(config.model)
-    for kind, names, known in (("score", config.score, SCORES), ("ap", config.ap, ARMS)):
+    for kind, names, known in (("score", config.score, SCORES), ("ap", config.ap, activate.ARMS)):
         if not names:
             raise UserError(f"{kind} must name at least one; choose from {', '.join(known)}")
         for name in names:
@@ -217,9 +217,9 @@ def _stages(
     rate = _rate(config)
     if config.fidelity == "reference":
         assert isinstance(rate, float)
-        stages = reference_arm(rate, config.ap_rate)
+        stages = activate.reference_arm(rate, config.ap_rate)
         return stages if ap == "lite" else [replace(stages[0], fraction=rate)]
-    return arm(
+    return activate.arm(
         ap,
         SCORES[score](seed),
         rate,
@@ -314,11 +314,12 @@ class _Study:
         masks = full_masks(model)
         example = data.images.train.select(torch.arange(min(64, len(data.images.train))))
         inputs, _ = next(iter(plain_batches(example, data.images, device=self.device)))
+        check_outputs(model, inputs, len(data.images.classes))
         dead_neuron_rate(model, [(inputs,)], threshold=self.config.dead_threshold)
         if set(self.config.ap) - {"off", "off_pro"} and self.config.fidelity == "exact":
             if self.config.ap_scope == "relu":
-                self.layers = activation_scope(model, inputs, masks)
-            self.warn_about_norms(norms_before_relu(model, inputs), len(masks))
+                self.layers = activate.activation_scope(model, inputs, masks)
+            self.warn_about_norms(activate.norms_before_relu(model, inputs), len(masks))
 
     def warn_about_norms(self, normed: Sequence[str], count: int) -> None:
         """AP's argument fails where a norm removes the shift again; say so once."""
@@ -445,13 +446,13 @@ class _Study:
         first = next(iter(waiting))
         words = f"{first.score} {first.ap}"
         words += f" seed {first.seed}" if len(waiting) == 1 else f", {len(waiting)} networks"
-        number = sum(row["cycle"] > 0 for row in self.found.rows)
-        key = f"{first.key} {len(waiting)} {len(self.found.rows)} {number}"
+        # several processes share every batch along its first axis, which several networks need
+        alone = accelerator(self.config.device).num_processes > 1
         train_all(
             [Request(asked, data[arm.seed].training, arm.seed) for arm, asked in waiting.items()],
             _fit_config(self.config),
-            together=self.config.together or 1,
-            store=_KeyedStore(self.folder.store("training"), key),
+            together=1 if alone else self.config.together or 1,
+            store=self.folder.store("training"),
             progress=words if self.progress else "",
         )
 
@@ -515,10 +516,16 @@ class _Study:
                 {"score": arm.score, "ap": arm.ap, "cycle": cycle.number, "missing": missing}
             )
 
+    def place(self, row: Mapping[str, Any]) -> tuple[int, ...]:
+        """Where a row stands: scores and arms in the order in which they were asked for."""
+        config = self.config
+        score, ap = config.score.index(row["score"]), config.ap.index(row["ap"])
+        return score, ap, row["seed"], row["cycle"]
+
     def finish(self, facts: Mapping[str, Any]) -> str:
         """Write weights, tables, page and results."""
         config, found = asdict(self.config), self.found
-        rows = sorted(found.rows, key=lambda r: (r["score"], r["ap"], r["seed"], r["cycle"]))
+        rows = sorted(found.rows, key=self.place)
         summary = summarise(rows)
         assert found.best is not None
         about = {k: str(v) for k, v in found.best.items() if k != "state"}
@@ -539,23 +546,6 @@ class _Study:
 
 
 Plan = Iterator[Training | Cycle]
-
-
-class _KeyedStore:
-    """A store that gives back only what was saved for the same training."""
-
-    def __init__(self, store: FileStore, key: str) -> None:
-        self.store = store
-        self.key = key
-
-    def load(self) -> dict[str, Any] | None:
-        """The state of this very training, or None."""
-        saved = self.store.load()
-        return saved["state"] if saved is not None and saved["key"] == self.key else None
-
-    def save(self, state: dict[str, Any], /) -> None:
-        """Keep the state, with the training that it belongs to."""
-        self.store.save({"key": self.key, "state": state})
 
 
 def _to(tree: Any, device: torch.device) -> Any:

@@ -146,7 +146,8 @@ def text(results: Results, details: Mapping[str, Any]) -> str:
     last = max(row["cycle"] for row in rows)
     shown = sorted({0, last // 2, last})
     lines_ = [
-        f"{'score':<16}{'ap':<10}{'cycle':>6}{'density':>9}{'accuracy':>18}{'dynamic dead':>14}{'n':>4}"
+        f"{'score':<16}{'ap':<10}{'cycle':>6}{'density':>9}{'accuracy':>18}"
+        f"{'dynamic dead':>14}{'n':>4}"
     ]
     for row in summary:
         if row["cycle"] in shown:
@@ -178,12 +179,21 @@ def _shortfall(details: Mapping[str, Any]) -> str:
 
 def page(results: Results, details: Mapping[str, Any]) -> str:
     """The report as one HTML page."""
+    return render(Page("Pruning report", subtitle(results), sections(results, details)))
+
+
+def subtitle(results: Results) -> str:
+    """What was run, in one line."""
     config = results["config"]
-    subtitle = (
+    return (
         f"{config['model']} on {config['data']}: {', '.join(config['score'])}, "
         f"arms {', '.join(config['ap'])}, {_seed_count(results)} seeds"
     )
-    sections = (
+
+
+def sections(results: Results, details: Mapping[str, Any]) -> tuple[Section, ...]:
+    """The parts of the report, for a page of its own or one over several runs."""
+    return (
         Section("What was found", tuple(_findings(results, details))),
         Section("Accuracy and dead neurons", tuple(_curves(results))),
         Section("The effect, density by density", tuple(_effect_tables(results))),
@@ -191,7 +201,6 @@ def page(results: Results, details: Mapping[str, Any]) -> str:
         Section("What to do next", (Text(tuple(_advice(results, details))),)),
         Section("How this was made", tuple(_origin(results))),
     )
-    return render(Page("Pruning report", subtitle, sections))
 
 
 def _seed_count(results: Results) -> int:

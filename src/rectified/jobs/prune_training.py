@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hashlib import sha256
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -44,7 +46,15 @@ def train_all(
     store: Store,
     progress: str = "",
 ) -> None:
-    """Do the trainings: up to `together` of the same kind as one module, the others in turn."""
+    """Do the trainings: up to `together` of the same kind as one module, the others in turn.
+
+    Args:
+        requests: what to train; the networks are trained in place.
+        config: how; a request's seed takes the place of the one in it.
+        together: how many networks one module may hold.
+        store: keeps the training under way, and gives it back to the same training alone.
+        progress: words before the progress bar.
+    """
     alike: dict[Any, list[Request]] = {}
     for number, request in enumerate(requests):
         asked = request.training
@@ -55,7 +65,34 @@ def train_all(
         for first in range(0, len(group), together):
             part = group[first : first + together]
             train = _train_one if len(part) == 1 else _train_together
-            train(part, _settings(part[0], config), store, progress)
+            train(part, _settings(part[0], config), _KeyedStore(store, _key(part)), progress)
+
+
+class _KeyedStore:
+    """A store that gives back only what was saved for the same training."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store = store
+        self.key = key
+
+    def load(self) -> dict[str, Any] | None:
+        saved = self.store.load()
+        return saved["state"] if saved is not None and saved["key"] == self.key else None
+
+    def save(self, state: dict[str, Any], /) -> None:
+        self.store.save({"key": self.key, "state": state})
+
+
+def _key(requests: Sequence[Request]) -> str:
+    """A digest of what decides the trainings: their epochs and seeds, weights and masks."""
+    digest = sha256()
+    for request in requests:
+        asked = request.training
+        digest.update(repr((request.seed, asked.start, asked.stop, asked.finetune)).encode())
+        for name, value in [*asked.model.state_dict().items(), *asked.masks.items()]:
+            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(name.encode() + content.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _settings(request: Request, config: FitConfig) -> FitConfig:
@@ -80,7 +117,7 @@ def _train_one(
         start=asked.start,
         stop=asked.stop,
         state=asked.state,
-        store=store,
+        store=None if asked.watched else store,  # what a score has seen is not in the store
         progress=progress,
     )
 
@@ -143,7 +180,11 @@ def _stack(states: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
         return None
     entries = [state["state"] for state in states if state is not None]
     stacked = {
-        key: {name: torch.stack([e[key][name] for e in entries]) for name in entries[0][key]}
+        key: {
+            # a scalar, such as Adam's number of steps, is the same for all
+            name: torch.stack([e[key][name] for e in entries]) if value.ndim else value
+            for name, value in entries[0][key].items()
+        }
         for key in entries[0]
     }
     return {"state": stacked, "param_groups": states[0]["param_groups"]}
@@ -155,7 +196,7 @@ def _unstack(state: dict[str, Any] | None, count: int) -> list[dict[str, Any] | 
     return [
         {
             "state": {
-                key: {name: value[i].clone() for name, value in entry.items()}
+                key: {n: (value[i] if value.ndim else value).clone() for n, value in entry.items()}
                 for key, entry in state["state"].items()
             },
             "param_groups": state["param_groups"],

@@ -33,11 +33,10 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError, choose
 from rectified.pruning.cycle import Stage
-from rectified.pruning.masks import Masks, kept
+from rectified.pruning.masks import Masks, bare, kept
 from rectified.pruning.schedule import Schedule
 from rectified.pruning.scores import Random, Score, Snapshot, magnitude
 from rectified.pruning.sites import trace
-
 
 Sign = Literal["negative", "positive", "any"]
 
@@ -80,12 +79,35 @@ class Activate:
         return (trained - start).abs().masked_fill(~candidates, math.inf)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Within:
-    """A score that may drop only the weights of `scope`: for controls in the same layers as AP."""
+    """A score that may drop only the weights of `scope`: for controls in the same layers as AP.
+
+    Args:
+        score: any score; what it keeps between cycles, or watches, is kept and watched.
+        scope: names of the weights it may drop; all by default.
+
+    Example:
+        >>> w = {"a": torch.tensor([1.0]), "b": torch.tensor([2.0])}
+        >>> masks = {name: torch.ones(1, dtype=torch.bool) for name in w}
+        >>> Within(magnitude, ["b"])(Snapshot(nn.Identity(), w, w, masks))
+        {'a': tensor([inf]), 'b': tensor([2.])}
+    """
 
     score: Score
     scope: Collection[str] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """What makes a score more than a function is the inner score's."""
+        if name in ("rounds", "state", "watch"):
+            return getattr(self.score, name)
+        raise AttributeError(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "state":
+            setattr(self.score, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __call__(self, snapshot: Snapshot, /) -> dict[str, Tensor]:
         scores = self.score(snapshot)
@@ -119,19 +141,21 @@ def activation_scope(model: nn.Module, example: Any, masks: Masks) -> tuple[str,
         ('2.weight',)
     """
     found = trace(model, example)
+    name_of_model = type(bare(model)).__name__
     if not found.sites:
         raise UserError(
-            f"{type(model).__name__} calls no ReLU (or GELU, SiLU): AP wakes dead neurons of such "
+            f"{name_of_model} calls no ReLU (or GELU, SiLU): AP wakes dead neurons of such "
             "networks; prune with ap 'off'"
         )
     layers = found.layers
     scope = tuple(
-        name for name in masks if name in layers and layers[name].reads_nonnegative
-        and layers[name].sites
+        name
+        for name in masks
+        if name in layers and layers[name].reads_nonnegative and layers[name].sites
     )
     if not scope:
         raise UserError(
-            f"no layer of {type(model).__name__} reads inputs >= 0 and feeds a ReLU, which AP's "
+            f"no layer of {name_of_model} reads inputs >= 0 and feeds a ReLU, which AP's "
             "rule needs; take ap_scope 'all' for the reference's behaviour, or ap 'off'"
         )
     return scope
@@ -203,10 +227,11 @@ def arm(
         "random": Within(Random(generator or torch.Generator().manual_seed(0)), layers),
         "off_pro": score,
     }
-    pattern = "global" if scope == "layer" else scope
+    # AP and its controls rank all layers together; the score alone goes on as it began
+    pooled = "global" if scope == "layer" and name != "off_pro" else scope
     return [
         replace(plain, fraction=first, retrain=name in ("pro", "off_pro")),
-        Stage(seconds[name], second, fallback=score, scope=pattern, floor=floor),
+        Stage(seconds[name], second, fallback=score, scope=pooled, floor=floor),
     ]
 
 
@@ -237,9 +262,7 @@ def reference_arm(rate: float, ap_rate: float) -> list[Stage]:
     ]
 
 
-def _below_percentile(
-    masks: Masks, scores: dict[str, Tensor], fraction: float, of: Masks
-) -> Masks:
+def _below_percentile(masks: Masks, scores: dict[str, Tensor], fraction: float, of: Masks) -> Masks:
     alive = torch.cat([scores[name][mask] for name, mask in of.items()])
     threshold = float(np.percentile(alive.double().cpu().numpy(), 100 * fraction))
     return {name: mask & (scores[name].double() >= threshold) for name, mask in masks.items()}

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.fx.node import Node
 
-from rectified.pruning.channel_graph import CONVOLUTIONS, NORMS
+from rectified.pruning.operations import CONVOLUTIONS, LAYERS, NORMS
 from rectified.pruning.sites import bare
 from rectified.pruning.tracing import shape_of, trace_graph, used_once
 
@@ -50,31 +51,38 @@ def fold_batch_norm(
     folded = copy.deepcopy(bare(model)).eval()
     inputs = example if isinstance(example, tuple) else (example,)
     traced = trace_graph(folded, inputs, leaves=leaves)
-    for layer, norm in _pairs(traced):
+    for norm, layer in foldable(traced).items():
         _fold_(folded.get_submodule(layer), folded.get_submodule(norm))
         folded.set_submodule(norm, nn.Identity())
     return folded
 
 
-def _pairs(traced: torch.fx.GraphModule) -> list[tuple[str, str]]:
-    """Paths of layers and of the batch norms that alone read them, along the same axis."""
-    modules, alone = dict(traced.named_modules()), used_once(traced)
+def foldable(traced: fx.GraphModule) -> dict[str, str]:
+    """Paths of the batch norms that alone read one layer, along the same axis, and that layer's.
 
-    def is_pair(layer: Any, norm: Any) -> bool:
+    Args:
+        traced: from `rectified.pruning.tracing.trace_graph`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU()).eval()
+        >>> foldable(trace_graph(model, (torch.ones(1, 4),)))
+        {'1': '0'}
+    """
+    modules: dict[str, Any] = dict(traced.named_modules())
+    alone = used_once(traced)
+
+    def folds_into(norm: Node, layer: Node) -> bool:
         if layer.op != "call_module" or not {layer.target, norm.target} <= alone:
             return False
-        is_flat = type(modules[layer.target]) is nn.Linear and len(shape_of(layer)) == 2
-        has_statistics = modules[norm.target].running_mean is not None
-        is_convolution = type(modules[layer.target]) in CONVOLUTIONS
-        return len(layer.users) == 1 and has_statistics and (is_flat or is_convolution)
+        kind = type(modules[str(layer.target)])
+        is_along_channels = kind in CONVOLUTIONS or len(shape_of(layer)) == 2
+        has_statistics = modules[str(norm.target)].running_mean is not None
+        return kind in LAYERS and is_along_channels and has_statistics and len(layer.users) == 1
 
-    norms: list[Any] = [
-        node
-        for node in traced.graph.nodes
-        if node.op == "call_module" and type(modules[node.target]) in NORMS
-    ]
-    sources = [(norm.all_input_nodes[0], norm) for norm in norms]
-    return [(layer.target, norm.target) for layer, norm in sources if is_pair(layer, norm)]
+    calls = [node for node in traced.graph.nodes if node.op == "call_module"]
+    norms = [node for node in calls if type(modules[str(node.target)]) in NORMS]
+    pairs = [(norm, norm.all_input_nodes[0]) for norm in norms]
+    return {str(n.target): str(layer.target) for n, layer in pairs if folds_into(n, layer)}
 
 
 def _fold_(layer: Any, norm: Any) -> None:

@@ -16,13 +16,12 @@ readers of `rectified.pruning.channel_graph`:
 `needed` is the smallest solution, so that loops in which channels only feed each other go, too.
 The result has the same class and the same names in its `state_dict`, with smaller tensors; a layer
 without bias or batch norm gets a bias if a constant has to go there. Stored weights come back
-through `resize`.
+through `rectified.pruning.resize`.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,27 +33,27 @@ from torch.utils._pytree import tree_leaves
 
 from rectified.errors import UserError
 from rectified.pruning.channel_graph import (
-    CONVOLUTIONS,
-    NORMS,
     ChannelGraph,
     Mixer,
     channel_graph,
     kernel_sums,
 )
 from rectified.pruning.masks import apply_
+from rectified.pruning.operations import LAYERS
+from rectified.pruning.resize import replace_tensors_
 from rectified.pruning.sites import bare
 
 
 @dataclass(frozen=True)
 class LayerSize:
-    """What became of one layer.
+    """What became of one linear layer or convolution.
 
     Attributes:
         name: the module's path.
         inputs: channels or units it reads, before and after.
         outputs: channels or units it makes, before and after.
-        stays: what needs outputs of their present number, such as the network's output or an
-            operation that mixes channels in an unknown way; None if they were free to go.
+        stays: what needs its outputs as they are, such as the network's output or an operation
+            that mixes channels in an unknown way; None if all were free to go.
     """
 
     name: str
@@ -141,12 +140,24 @@ def compaction(
     plan = _plan(graph)
     for mixer in graph.mixers:
         _move_constants_(lean, mixer, plan)
-    for mixer in graph.mixers:
-        _shrink_mixer_(lean.get_submodule(mixer.name), mixer, plan)
-    for name, classes in graph.scalers.items():
-        _shrink_scaler_(lean.get_submodule(name), plan.present[classes])
+    _remove_(lean, graph, plan.present)
     _check_same(lean, inputs, expected)
-    return Compaction(lean, tuple(_size(mixer, plan, graph) for mixer in graph.mixers))
+    return Compaction(lean, tuple(_sizes(bare(model), lean, graph.reasons)))
+
+
+def _remove_(model: nn.Module, graph: ChannelGraph, present: Bool[Tensor, " classes"]) -> None:
+    def remove(name: str, outputs: Tensor, inputs: Tensor | slice) -> None:
+        def part(_name: str, tensor: Tensor) -> Tensor:
+            if tensor.ndim == 0:  # a norm's number of batches
+                return tensor
+            return tensor[outputs][:, inputs] if tensor.ndim > 1 else tensor[outputs]
+
+        replace_tensors_(model.get_submodule(name), part)
+
+    for mixer in graph.mixers:
+        remove(mixer.name, present[mixer.outputs], present[mixer.inputs])
+    for name, classes in graph.scalers.items():
+        remove(name, present[classes], slice(None))
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -155,12 +166,19 @@ def _check_finite(model: nn.Module) -> None:
             raise UserError(f"weights must be finite, {name!r} holds NaN or infinity")
 
 
-def _size(mixer: Mixer, plan: _Plan, graph: ChannelGraph) -> LayerSize:
-    def count(classes: Tensor) -> tuple[int, int]:
-        return len(classes), int(plan.present[classes].sum())
+def _sizes(model: nn.Module, lean: nn.Module, reasons: Mapping[str, str]) -> list[LayerSize]:
+    def channels(module: Any) -> tuple[int, int]:
+        if isinstance(module, nn.Linear):
+            return module.in_features, module.out_features
+        return module.in_channels, module.out_channels
 
-    stays = graph.reasons.get(mixer.name)
-    return LayerSize(mixer.name, count(mixer.inputs), count(mixer.outputs), stays)
+    sizes = []
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS):
+            before, after = channels(module), channels(lean.get_submodule(name))
+            inputs, outputs = zip(before, after, strict=True)
+            sizes.append(LayerSize(name, inputs, outputs, reasons.get(name)))
+    return sizes
 
 
 # What stays.
@@ -206,10 +224,13 @@ def _heirs(graph: ChannelGraph, needed: Bool[Tensor, " classes"]) -> Int64[Tenso
     heirs = torch.full_like(needed, -1, dtype=torch.long)
     strength, may_merge = _strengths(graph), needed & ~_varying(graph)
     candidates = (may_merge & (strength > 0).any(1)).nonzero()[:, 0]
-    patterns, group = (strength[candidates] > 0).unique(dim=0, return_inverse=True)
-    for number, pattern in enumerate(patterns):
-        members = candidates[group == number]
-        heir = members[strength[members][:, pattern].amin(1).argmax()]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for candidate in candidates.tolist():
+        layers = tuple(strength[candidate].nonzero()[:, 0].tolist())
+        groups.setdefault(layers, []).append(candidate)
+    for layers, group in groups.items():
+        members = torch.tensor(group, device=heirs.device)
+        heir = members[strength[members][:, list(layers)].amin(1).argmax()]
         heirs[members[members != heir]] = heir
     return heirs
 
@@ -273,116 +294,29 @@ def _shift_(model: nn.Module, module: Any, norm: str | None, shift: Tensor) -> N
         module.bias = nn.Parameter(shift, requires_grad=module.weight.requires_grad)
 
 
-# Smaller tensors.
-
-
-def _shrink_mixer_(module: nn.Module, mixer: Mixer, plan: _Plan) -> None:
-    outputs, inputs = plan.present[mixer.outputs], plan.present[mixer.inputs]
-    for name, tensor in _tensors(module):
-        _set_(module, name, tensor[outputs][:, inputs] if name == "weight" else tensor[outputs])
-    _fit_attributes_(module)
-
-
-def _shrink_scaler_(module: nn.Module, present: Bool[Tensor, " width"]) -> None:
-    for name, tensor in _tensors(module):
-        _set_(module, name, tensor[present] if tensor.ndim else tensor)
-    _fit_attributes_(module)
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    own = [*module._parameters.items(), *module._buffers.items()]
-    return [(name, tensor) for name, tensor in own if tensor is not None]
-
-
-def _set_(module: nn.Module, name: str, tensor: Tensor) -> None:
-    old = getattr(module, name)
-    if isinstance(old, nn.Parameter):
-        tensor = nn.Parameter(tensor.detach(), requires_grad=old.requires_grad)
-    setattr(module, name, tensor)
-
-
-def _fit_attributes_(module: Any) -> None:
-    """Make a module's numbers of channels those of its tensors."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, CONVOLUTIONS):
-        if module.groups == module.in_channels == module.out_channels:
-            module.groups = len(module.weight)
-        module.out_channels = len(module.weight)
-        module.in_channels = module.weight.shape[1] * module.groups
-    else:
-        module.num_features = len(module.running_mean)
-
-
 def _check_same(model: nn.Module, inputs: tuple[Any, ...], expected: Any) -> None:
     name = type(model).__name__
-    advice = f"does the forward of {name} depend on the sizes of its layers, or do neurons of "
-    advice += "never_fires fire on the example?"
+    advice = (
+        f"does the forward of {name} depend on the sizes of its layers, "
+        "or does the example make neurons of never_fires fire?"
+    )
     try:
-        pairs = list(zip(tree_leaves(expected), tree_leaves(model(*inputs)), strict=True))
-        difference = max(_difference(*pair) for pair in pairs)
+        pairs = zip(tree_leaves(expected), tree_leaves(model(*inputs)), strict=True)
+        is_same = all(_is_same(*pair) for pair in pairs)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"the smaller {name} does not run: {reason}; {advice}") from error
-    if difference > 1:
+    if not is_same:
         raise UserError(f"the smaller {name} has other outputs on the example: {advice}")
 
 
-def _difference(expected: Tensor, actual: Tensor) -> float:
-    """In units of what may be rounding."""
-    if expected.shape != actual.shape:
-        return math.inf
+def _is_same(expected: Any, actual: Any) -> bool:
+    if not isinstance(expected, Tensor) or not expected.is_floating_point():
+        return True  # sizes and indices say nothing about rounding
+    scale = float(expected.abs().nan_to_num(posinf=0.0).max()) if expected.numel() else 0.0
     # half of the digits: rounding stays far below, a wrong channel far above
-    rounding = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().amax().clamp(min=1)
-    return float((expected - actual).abs().amax() / rounding)
-
-
-# Loading.
-
-
-def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `model` with the sizes and the weights of a compact `state_dict`.
-
-    So a compact network is stored as plain tensors, and loaded without a pickle.
-
-    Args:
-        model: a network of the architecture that was compacted, at its full size.
-        state_dict: what `compact(...)`'s result holds.
-
-    Raises:
-        UserError: if a tensor is missing, unknown, or of a shape that no compaction makes.
-
-    Example:
-        >>> def network():
-        ...     return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> model = network()
-        >>> small = compact(model, torch.ones(1, 4), masks={"2.weight": torch.eye(2, 3) > 0})
-        >>> resize(network(), small.state_dict())[0]
-        Linear(in_features=4, out_features=2, bias=True)
-    """
-    resized = copy.deepcopy(bare(model))
-    for name, module in resized.named_modules():
-        if type(module) in (nn.Linear, *CONVOLUTIONS, *NORMS):
-            _resize_(module, name, state_dict)
-    try:
-        resized.load_state_dict(state_dict)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"state_dict does not fit: {reason}") from error
-    return resized
-
-
-def _resize_(module: Any, path: str, state_dict: Mapping[str, Tensor]) -> None:
-    prefix = f"{path}." if path else ""
-    if module._parameters.get("bias", module) is None and f"{prefix}bias" in state_dict:
-        module.bias = nn.Parameter(module.weight.new_empty(len(module.weight)))
-    for name, tensor in _tensors(module):
-        stored = state_dict.get(f"{prefix}{name}", tensor)
-        is_smaller = all(new <= old for new, old in zip(stored.shape, tensor.shape, strict=False))
-        if stored.ndim != tensor.ndim or not is_smaller or stored.shape[2:] != tensor.shape[2:]:
-            raise UserError(
-                f"state_dict[{prefix + name!r}] must be a part of {tuple(tensor.shape)}, "
-                f"got {tuple(stored.shape)}"
-            )
-        _set_(module, name, tensor.new_empty(stored.shape))
-    _fit_attributes_(module)
+    rounding = torch.finfo(expected.dtype).eps ** 0.5 * max(1.0, scale)
+    is_close = expected.shape == actual.shape and torch.allclose(
+        expected, actual, rtol=0.0, atol=rounding, equal_nan=True
+    )
+    return bool(is_close)

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +39,7 @@ from rectified.errors import UserError
 from rectified.pruning.masks import (
     Masks,
     apply_,
+    bare,
     density,
     droppable,
     full_masks,
@@ -46,7 +48,6 @@ from rectified.pruning.masks import (
 )
 from rectified.pruning.schedule import Schedule
 from rectified.pruning.scores import Score, Snapshot
-from rectified.pruning.sites import bare
 from rectified.training import Batch, Objective, TrainingState
 
 State = dict[str, Tensor]
@@ -82,7 +83,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rewind:
-    """What the weights go back to after pruning: `init`, `epoch` (after that many), `lr`, `finetune`.
+    """What the weights go back to after pruning: `init`, `epoch`, `lr` or `finetune`.
 
     Example:
         >>> Rewind.parse("epoch:2")
@@ -279,8 +280,8 @@ class _Plan:
         state = TrainingState()
         if self.rewind.kind == "epoch" and self.rewind.epoch:
             yield Training(self.model, masks, 0, self.rewind.epoch, state=state)
-        point, optimizer = _state(self.model), state.optimizer
-        yield from self._train(masks, TrainingState(optimizer), finetune=finetune)
+        point, optimizer = _state(self.model), deepcopy(state.optimizer)
+        yield from self._train(masks, optimizer, finetune=finetune)
         return Cycle(
             number=0,
             masks=masks,
@@ -325,43 +326,43 @@ class _Plan:
         for number in range(1, rounds + 1):
             # geometric steps from the present density to the stage's (Tanaka et al., 2020)
             goal = round(begin * (end / begin) ** (number / rounds)) if end else 0
-            masks, missing = self._drop_once(stage, now, kept(now.masks) - goal)
+            masks, short = self._drop_once(stage, now, kept(now.masks) - goal)
+            missing += short
             now = replace(now, masks=masks)
         return now.masks, missing
 
     def _drop_once(self, stage: Stage, now: Cycle, count: int) -> tuple[Masks, int]:
         snapshot = self._snapshot(now)
         scores = stage.score(snapshot)
-        limits = {"scope": stage.scope, "floor": stage.floor}
+        limits: dict[str, Any] = {"scope": stage.scope, "floor": stage.floor}
         possible = min(count, droppable(now.masks, scores, **limits))
         masks = _prune_count(now.masks, scores, possible, limits)
         missing = count - possible
-        if missing and stage.fallback is None:
+        if missing == 0:
+            return masks, 0
+        if stage.fallback is None:
             raise UserError(
                 f"cycle {now.number} must drop {count} weights, but only {possible} may go "
                 f"(scope {stage.scope!r}, at least {stage.floor} a layer): prune less"
             )
-        if missing:
-            rest = stage.fallback(replace(snapshot, masks=masks))
-            masks = _prune_count(masks, rest, missing, limits)
-        return masks, missing
+        rest = stage.fallback(replace(snapshot, masks=masks))
+        return _prune_count(masks, rest, missing, limits), missing
 
     def _retrain(self, now: Cycle) -> Generator[Training, None, Cycle]:
         """Rewind, train, and note where this training began and ended."""
         if self.rewind.restores_weights:
-            self.model.load_state_dict(now.point)
+            bare(self.model).load_state_dict(now.point)
         apply_(self.model, now.masks)
         initial = _state(self.model)
         optimizer = now.optimizer if self.rewind.kind == "epoch" else None
         finetune = self.rewind.kind == "finetune"
-        yield from self._train(now.masks, TrainingState(optimizer), finetune=finetune)
-        return replace(
-            now, initial=initial, trained=_state(self.model), memory=self._memory()
-        )
+        yield from self._train(now.masks, optimizer, finetune=finetune)
+        return replace(now, initial=initial, trained=_state(self.model), memory=self._memory())
 
     def _train(
-        self, masks: Masks, state: TrainingState, *, finetune: bool
+        self, masks: Masks, optimizer: dict[str, Any] | None, *, finetune: bool
     ) -> Generator[Training, None, None]:
+        """Ask for a training; the optimiser's state is a copy, since torch trains what it loads."""
         start = self.rewind.epoch if self.rewind.kind == "epoch" else 0
         with ExitStack() as watching:
             for score in self._watchers():
@@ -371,7 +372,7 @@ class _Plan:
                 masks,
                 start,
                 finetune=finetune,
-                state=state,
+                state=TrainingState(deepcopy(optimizer)),
                 watched=bool(self._watchers()),
             )
 
@@ -381,19 +382,20 @@ class _Plan:
         )
 
     def _watchers(self) -> list[Any]:
-        scores = {id(stage.score): stage.score for stage in self.stages}
-        return [score for score in scores.values() if hasattr(score, "watch")]
+        scores = [score for stage in self.stages for score in (stage.score, stage.fallback)]
+        distinct = {id(score): score for score in scores}.values()
+        return [score for score in distinct if hasattr(score, "watch")]
 
     def _memory(self) -> tuple[dict[str, Tensor], ...]:
         return tuple(dict(getattr(stage.score, "state", {})) for stage in self.stages)
 
     def recall(self, after: Cycle) -> None:
         """Put back what the model and the scores held at the end of a cycle."""
-        self.model.load_state_dict(after.trained)
-        # a dense cycle may come from an arm of fewer stages
+        bare(self.model).load_state_dict(after.trained)
+        # a dense cycle may come from an arm with fewer stages, or other scores
         for stage, state in zip(self.stages, after.memory, strict=False):
-            if state:
-                stage.score.state = dict(state)  # type: ignore[attr-defined]
+            if state and hasattr(stage.score, "state"):
+                stage.score.state = dict(state)
 
 
 def _prune_count(

@@ -14,7 +14,8 @@ pruned; a norm behind such a layer can still make its neurons fire, at a constan
 kept, and so are the `constant` neurons: alive, but with the same value for every example.
 
 Counts are exact int64 sums, streamed over the data. Measuring costs about a tenth of a plain
-evaluation: the sign of the output is summed over the batch in the order of its memory.
+evaluation: ceil(min(output, 1)), which is 1 where a ReLU fires, is summed over the batch in the
+order of its memory.
 
 References:
     Liu, Ghosh, Motani, arXiv 2212.06145 (dynamic and static dead neuron rate; its text leaves the
@@ -23,22 +24,27 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 
 from rectified.errors import UserError, choose
-from rectified.pruning.sites import RELU, Site, bare, trace, watch
+from rectified.pruning.masks import bare
+from rectified.pruning.sites import RELU, Site, evaluating, trace, watch
 
 Static = Literal["never_fires", "masked"]
 Normaliser = Literal["live", "all"]
 
 # two float32 sums of the same terms in another order differ by less
 _SAME = 1e-6
+# a few examples rule out nearly every neuron that might be constant, so that few are looked up
+_GLANCE = 4
+# values that two float32 copies of fit into a second-level cache
+_CACHED = 2**17
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,11 @@ class SiteCounts:
     zeros: Int64[Tensor, "*neurons"]
     masked: Bool[Tensor, "*neurons"]
     constant: Bool[Tensor, "*neurons"]
+
+    @property
+    def rates(self) -> Float64[Tensor, "*neurons"]:
+        """r_i, the share of the examples on which each neuron was zero."""
+        return self.zeros.double() / self.examples
 
     @property
     def never_fires(self) -> Bool[Tensor, "*neurons"]:
@@ -84,7 +95,7 @@ class DeadNeurons:
     @property
     def total(self) -> float:
         """Mean zero rate of all neurons."""
-        return sum(int(site.zeros.sum()) for site in self.sites) / (self.neurons * self.examples)
+        return sum(site.rates.sum().item() for site in self.sites) / self.neurons
 
     @property
     def constant(self) -> float:
@@ -107,9 +118,8 @@ class DeadNeurons:
         """
         choose("normaliser", normaliser, ("live", "all"))
         live = self.neurons - sum(int(_dead(site, of).sum()) for site in self.sites)
-        zeros = sum(int(site.zeros[~_dead(site, of)].sum()) for site in self.sites)
-        neurons = live if normaliser == "live" else self.neurons
-        return zeros / (neurons * self.examples) if neurons else 0.0
+        rates = sum(site.rates[~_dead(site, of)].sum().item() for site in self.sites)
+        return rates / (live if normaliser == "live" else self.neurons) if live else 0.0
 
     def by_site(self) -> dict[str, DeadNeurons]:
         """The same for every site alone."""
@@ -133,6 +143,7 @@ def dead_neuron_rate(
     Args:
         model: any network with ReLUs: modules, modules used again, or functional calls.
         batches: examples, each once; the first tensor of a batch is the network's input.
+            Batches without an example are passed over.
         masks: which weights are kept, to tell neurons that are dead by mask.
         threshold: an output of at most this size counts as zero. Smooth activations (GELU, SiLU,
             Mish, Hardswish) are counted only if it is above 0; ReLUs always are.
@@ -160,26 +171,18 @@ def dead_neuron_rate(
             skipped.add(name)
 
     first = None
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), watch(model, count) as network:
-            for batch in batches:
-                first = batch[0][:2] if first is None else first
-                network(batch[0])
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), evaluating(model), watch(model, count) as network:
+        for inputs, *_ in batches:
+            if len(inputs):
+                first = inputs[:2] if first is None else first
+                network(inputs)
     if first is None:
         raise UserError("batches must hold at least one example, got none")
     if not counters:
         raise UserError(_nothing_to_count(model, skipped))
-    sites = trace(model, first).sites if masks else {}
-    axes = _channel_axes(model)
+    masked = _masked_neurons(model, first, masks) if masks else {}
     return DeadNeurons(
-        tuple(
-            counter.finish(_masked(sites[name], masks, axes) if masks else None)
-            for name, counter in counters.items()
-        )
+        tuple(counter.finish(masked.get(name)) for name, counter in counters.items())
     )
 
 
@@ -200,8 +203,9 @@ class _Counter:
     name: str
     examples: int = 0
     fired: Tensor | None = None  # in the order of memory
-    layout: tuple[int, ...] = ()  # shape of one example in that order
+    shape: tuple[int, ...] = ()  # of one example in that order
     channels_last: bool = False
+    total: Tensor | float = 0.0  # of all counts: NaN if any is, whatever integers make of it
     candidates: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     values: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -210,18 +214,14 @@ class _Counter:
         flat = self._in_memory_order(output)
         if self.fired is None:
             self.fired = torch.zeros(flat.shape[1], dtype=torch.int64, device=flat.device)
-            first = flat[0]
-            same = ((flat - first).abs() <= _SAME * first.abs()).all(0) & (first.abs() > threshold)
-            self.candidates = same.nonzero().squeeze(1)
-            self.values = first[self.candidates].clone()
-        elif flat.shape[1] != len(self.fired):
-            raise UserError(
-                f"site {self.name!r} changes its shape from batch to batch: give every example "
-                "the same size"
-            )
-        # float32 sums of up to 2^24 ones are exact, and three times as fast as integer ones
-        alive = torch.sign(flat) if threshold == 0 else (flat.abs() > threshold).float()
-        self.fired += alive.sum(0, dtype=torch.float32).long()
+            self.candidates = (flat[0].abs() > threshold).nonzero().squeeze(1)
+            self.values = flat[0, self.candidates]
+            self._keep_constant(flat[:_GLANCE])
+        for part in _in_cache(flat):
+            # float32 sums of up to 2^24 ones are exact, and faster than integer ones
+            fired = _fires(part, threshold).sum(0, dtype=torch.float32)
+            self.fired += fired.long()
+            self.total = self.total + fired.sum()
         self.examples += len(flat)
         self._keep_constant(flat)
 
@@ -229,7 +229,13 @@ class _Counter:
         if self.fired is None:
             self.channels_last = output.ndim == 4 and not output.is_contiguous()
         ordered = output.permute(0, 2, 3, 1) if self.channels_last else output
-        self.layout = tuple(ordered.shape[1:])
+        shape = tuple(ordered.shape[1:])
+        if self.fired is not None and shape != self.shape:
+            raise UserError(
+                f"site {self.name!r} changes its shape from batch to batch: give every example "
+                "the same size"
+            )
+        self.shape = shape
         return ordered.reshape(len(output), -1)
 
     def _keep_constant(self, flat: Tensor) -> None:
@@ -241,39 +247,64 @@ class _Counter:
     def finish(self, masked: Tensor | None) -> SiteCounts:
         """The counts in the shape of one example's output."""
         assert self.fired is not None
-        zeros = self.examples - self.fired
-        if int(zeros.min()) < 0 or int(zeros.max()) > self.examples:
+        if torch.as_tensor(self.total).isnan():
             raise UserError(f"the activations at {self.name!r} are NaN: check weights and data")
-        constant = torch.zeros_like(zeros, dtype=torch.bool)
+        constant = torch.zeros_like(self.fired, dtype=torch.bool)
         constant[self.candidates] = True
-        zeros, constant = self._as_output(zeros), self._as_output(constant)
-        if masked is None or masked.numel() != zeros.numel():
+        zeros, constant = self._as_output(self.examples - self.fired), self._as_output(constant)
+        if masked is None or masked.shape != zeros.shape:
             masked = torch.zeros_like(constant)
         return SiteCounts(self.name, self.examples, zeros, masked.to(zeros.device), constant)
 
     def _as_output(self, flat: Tensor) -> Tensor:
-        shaped = flat.view(self.layout)
+        shaped = flat.view(self.shape)
         return shaped.permute(2, 0, 1) if self.channels_last else shaped
 
 
-def _channel_axes(model: nn.Module) -> dict[str, int]:
-    """For every weight, the axis of one example's output that holds the units."""
-    return {
-        f"{name}.weight".lstrip("."): 0 if isinstance(module, nn.modules.conv._ConvNd) else -1
-        for name, module in bare(model).named_modules()
+def _in_cache(flat: Tensor) -> Sequence[Tensor]:
+    """Some examples at a time, so that a processor reads its intermediate results from cache."""
+    return flat.split(max(1, _CACHED // flat.shape[1])) if flat.device.type == "cpu" else (flat,)
+
+
+def _fires(flat: Tensor, threshold: float) -> Tensor:
+    """1 where a neuron fires, 0 where it is zero, NaN where it is NaN (`sign` would make it 0)."""
+    if threshold > 0:
+        return (flat.abs() - threshold).clamp_(0, 1).ceil_()
+    return flat.clamp(max=1).ceil_()
+
+
+def _masked_neurons(
+    model: nn.Module, example: Tensor, masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """For every site, which neurons are dead by mask."""
+    modules = dict(bare(model).named_modules())
+    dead = {
+        name: _dead_units(modules[name.rpartition(".")[0]], mask.cpu())
+        for name, mask in masks.items()
+        if name.rpartition(".")[2] == "weight"  # not the several weights of an attention or LSTM
     }
+    return {name: _masked(site, dead) for name, site in trace(model, example).sites.items()}
 
 
-def _masked(site: Site, masks: Mapping[str, Tensor], axes: Mapping[str, int]) -> Tensor:
-    """Which neurons of a site are dead by mask: all rows that feed them, and no skip input."""
-    dead = torch.ones(site.shape, dtype=torch.bool)
-    if not site.sources or any(source not in masks for source in site.sources):
-        return ~dead
+def _dead_units(layer: nn.Module, mask: Tensor) -> Tensor:
+    """Which output units of a layer read nothing, shaped to fit one example's output."""
+    if getattr(layer, "transposed", False):  # (in, out per group, ...)
+        groups = mask.unflatten(0, (layer.groups, -1))
+        mask = groups.transpose(1, 2).flatten(0, 1)
+    dead = ~mask.flatten(1).any(1)
+    return dead.view(-1, *[1] * (mask.ndim - 2))
+
+
+def _masked(site: Site, dead_units: Mapping[str, Tensor]) -> Tensor:
+    """Which neurons of a site are dead by mask: all that feeds them, and no skip input."""
+    alive = torch.zeros(site.shape, dtype=torch.bool)
+    if not site.sources or not site.sources <= dead_units.keys():
+        return alive
+    dead = ~alive
     for source in site.sources:
-        rows = ~masks[source].flatten(1).any(1).cpu()
-        shape = [1] * len(site.shape)
-        shape[axes[source]] = len(rows)
-        if len(rows) != site.shape[axes[source]]:
-            return torch.zeros_like(dead)
-        dead &= rows.view(shape)
+        units = dead_units[source]
+        axis = -units.ndim
+        if units.ndim > dead.ndim or len(units) != site.shape[axis]:
+            return alive
+        dead &= units
     return dead

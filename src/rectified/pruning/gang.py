@@ -48,13 +48,23 @@ class Gang:
             for post in self._recruit(ranks - 1):
                 post.put(task)
             failures = [_outcome(task, 0)]
-            failures += [self._results.get() for _ in range(ranks - 1)]
+            for _ in range(ranks - 1):
+                failures += self._result()
         finally:
             self._lock.release()
         for failure in failures:
             if failure is not None:
                 raise failure
         return True
+
+    def _result(self) -> list[BaseException | None]:
+        """Wait for one task, through interrupts: its memory is the caller's until it ends."""
+        interrupts: list[BaseException | None] = []
+        while True:
+            try:
+                return [*interrupts, self._results.get()]
+            except KeyboardInterrupt as interrupt:
+                interrupts.append(interrupt)
 
     def _recruit(self, count: int) -> list["SimpleQueue[Task]"]:
         while len(self._posts) < count:

@@ -19,28 +19,46 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from rectified.errors import UserError
 from rectified.pruning.threshold import drop_smallest
 
 Masks = dict[str, Tensor]
 
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel, torch.compile
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _NOT_PRUNED = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The network inside the wrappers of compilation, distribution and weight averaging.
+
+    Example:
+        >>> bare(nn.DataParallel(nn.ReLU()))
+        ReLU()
+    """
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = inner
+        else:
+            return model
+
+
 def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter by its name in the bare model, without the prefixes that wrappers add.
+    """Every parameter by its name in the bare network, as in that one's `state_dict`.
 
     Example:
         >>> list(named_weights(nn.DataParallel(nn.Linear(2, 3))))
         ['weight', 'bias']
     """
-    return {_WRAPPERS.sub("", name): parameter for name, parameter in model.named_parameters()}
+    return dict(bare(model).named_parameters())
 
 
 def prunable(model: nn.Module, *, norms: bool = False) -> dict[str, nn.Parameter]:
@@ -60,19 +78,19 @@ def prunable(model: nn.Module, *, norms: bool = False) -> dict[str, nn.Parameter
         >>> list(prunable(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))))
         ['0.weight', '2.weight']
     """
-    owners = {_WRAPPERS.sub("", name): module for name, module in model.named_modules()}
-    owners[""] = model
+    owners = dict(bare(model).named_modules())
 
-    def is_prunable(name: str, parameter: Tensor) -> bool:
-        owner = owners[name.rpartition(".")[0]]
-        if norms and isinstance(owner, nn.modules.batchnorm._BatchNorm):
-            return name.endswith("weight")
-        return parameter.ndim >= 2 and "weight" in name and not isinstance(owner, _NOT_PRUNED)
+    def is_prunable(path: str, parameter: Tensor) -> bool:
+        module, _, name = path.rpartition(".")
+        if norms and isinstance(owners[module], nn.modules.batchnorm._BatchNorm):
+            return name == "weight"
+        is_norm_or_table = isinstance(owners[module], _NOT_PRUNED)
+        return parameter.ndim >= 2 and "weight" in name and not is_norm_or_table
 
     found = {n: p for n, p in named_weights(model).items() if is_prunable(n, p)}
     if not found:
         raise UserError(
-            f"{type(model).__name__} has no weights to prune: "
+            f"{type(bare(model)).__name__} has no weights to prune: "
             "pass a network with Linear or convolution layers"
         )
     return found
@@ -126,8 +144,9 @@ def prune(
         fraction: share of the weights kept in `of`, in [0, 1).
         of: the masks that the fraction refers to; `masks` by default.
         scope: `"global"` ranks all layers together; `"layer"` drops the share in every layer
-            (largest remainders, so that the total is exact too); `"N:M"`, such as `"2:4"`, drops globally, but keeps the N best of every M
-            neighbouring inputs, the pattern of semi-structured kernels.
+            (largest remainders, so that the total is exact too); `"N:M"`, such as `"2:4"`, drops
+            globally, but keeps the N best of every M neighbouring inputs, the pattern of
+            semi-structured kernels (layers without whole groups stay as they are).
         floor: weights that every layer keeps at least, its best ones, against layer collapse.
 
     Returns:
@@ -135,15 +154,19 @@ def prune(
 
     Raises:
         UserError: if the fraction is not in [0, 1), the scope is unknown, a score is missing, has
-            another shape or is NaN, or fewer weights may be dropped than the fraction asks for.
+            another shape or is NaN at a kept weight, `of` has other names, or fewer weights may
+            be dropped than the fraction asks for.
 
     Example:
         >>> masks = {"w": torch.ones(5, dtype=torch.bool)}
         >>> prune(masks, {"w": torch.tensor([3.0, 1.0, 5.0, 1.0, 2.0])}, 0.4)["w"]
         tensor([ True, False,  True, False,  True])
     """
-    _check(masks, scores, fraction)
     of = masks if of is None else of
+    if not 0 <= fraction < 1:
+        raise UserError(f"fraction must be in [0, 1), got {fraction}")
+    if of.keys() != masks.keys():
+        raise UserError(f"of must have the names of masks, got {sorted(of.keys() ^ masks.keys())}")
     if scope == "layer":
         return _prune_each_layer(masks, scores, fraction, of, floor)
     return _drop(masks, scores, round(fraction * kept(of)), scope, floor)
@@ -152,14 +175,21 @@ def prune(
 def droppable(
     masks: Masks, scores: Mapping[str, Tensor], *, scope: str = "global", floor: int = 1
 ) -> int:
-    """How many of the kept weights `prune` may drop: those whose guarded score is finite."""
+    """How many of the kept weights `prune` may drop: those that nothing protects.
+
+    Raises:
+        UserError: as `prune`, for the scores and the scope.
+
+    Example:
+        >>> masks = {"w": torch.ones(3, dtype=torch.bool)}
+        >>> droppable(masks, {"w": torch.tensor([1.0, 2.0, math.inf])}, floor=1)
+        2
+    """
     guarded = _guard(masks, scores, scope, floor)
     return sum(int((masks[name] & (guarded[name] < math.inf)).sum()) for name in masks)
 
 
-def _check(masks: Masks, scores: Mapping[str, Tensor], fraction: float) -> None:
-    if not 0 <= fraction < 1:
-        raise UserError(f"fraction must be in [0, 1), got {fraction}")
+def _check(masks: Masks, scores: Mapping[str, Tensor]) -> None:
     for name, mask in masks.items():
         if name not in scores:
             raise UserError(f"scores must have an entry for every mask, {name!r} is missing")
@@ -168,12 +198,14 @@ def _check(masks: Masks, scores: Mapping[str, Tensor], fraction: float) -> None:
                 f"score of {name!r} must have its mask's shape {tuple(mask.shape)}, "
                 f"got {tuple(scores[name].shape)}"
             )
+        if bool((scores[name].isnan() & mask).any()):
+            raise UserError(f"scores of kept weights must be numbers, got nan in {name!r}")
 
 
 def _prune_each_layer(
     masks: Masks, scores: Mapping[str, Tensor], fraction: float, of: Masks, floor: int
 ) -> Masks:
-    room = [max(0, int(mask.sum()) - floor) for mask in masks.values()]
+    room = [droppable({name: mask}, scores, floor=floor) for name, mask in masks.items()]
     shares = [fraction * int(of[name].sum()) for name in masks]
     counts = _whole(shares, room, round(fraction * kept(of)))
     pruned: Masks = {}
@@ -199,29 +231,32 @@ def _whole(shares: Sequence[float], room: Sequence[int], count: int) -> list[int
     return counts
 
 
-def _drop(
-    masks: Masks, scores: Mapping[str, Tensor], count: int, scope: str, floor: int
-) -> Masks:
+def _drop(masks: Masks, scores: Mapping[str, Tensor], count: int, scope: str, floor: int) -> Masks:
     return drop_smallest(_guard(masks, scores, scope, floor), masks, count)
 
 
-def _guard(
-    masks: Masks, scores: Mapping[str, Tensor], scope: str, floor: int
-) -> dict[str, Tensor]:
+def _guard(masks: Masks, scores: Mapping[str, Tensor], scope: str, floor: int) -> dict[str, Tensor]:
     """Scores in which the weights that scope and floor protect are infinite."""
-    guarded = {name: _protect_best(scores[name], mask, floor) for name, mask in masks.items()}
-    if scope in ("global", "layer"):
-        return guarded
-    keep, group = _pattern(scope)
-    return {n: _protect_pattern(guarded[n], mask, keep, group) for n, mask in masks.items()}
+    _check(masks, scores)
+    guarded = dict(scores)
+    if scope not in ("global", "layer"):
+        keep, group = _pattern(scope)
+        for name, mask in masks.items():
+            guarded[name] = _protect_pattern(scores[name], mask, keep, group)
+    return {name: _protect_best(guarded[name], mask, floor) for name, mask in masks.items()}
 
 
 def _protect_best(score: Tensor, mask: Tensor, floor: int) -> Tensor:
-    if floor <= 0:
+    """The `floor` best weights of a layer get infinite scores; of equal ones the last."""
+    count = min(floor, int(mask.sum()))
+    if count <= 0:
         return score
     flat = score.masked_fill(~mask, -math.inf).flatten()
-    best = flat.topk(min(floor, int(mask.sum()))).indices
-    return score.flatten().index_fill(0, best, math.inf).view_as(score)
+    bound = flat.topk(count).values[-1]
+    best = flat > bound
+    ties = ((flat == bound) & mask.flatten()).nonzero().squeeze(1)
+    best[ties[int(best.sum()) - count :]] = True
+    return score.masked_fill(best.view_as(score), math.inf)
 
 
 def _pattern(scope: str) -> tuple[int, int]:
@@ -237,7 +272,7 @@ def _protect_pattern(score: Tensor, mask: Tensor, keep: int, group: int) -> Tens
         return torch.full_like(score, math.inf)  # no whole groups: the layer stays as it is
     inputs_last = score.masked_fill(~mask, -math.inf).movedim(1, -1)
     grouped = inputs_last.reshape(-1, group)
-    best = grouped.topk(keep, dim=1).indices
+    best = grouped.argsort(dim=1, stable=True)[:, -keep:]  # of equal ones the last
     guarded = grouped.scatter(1, best, math.inf).view(inputs_last.shape).movedim(-1, 1)
     return torch.where(mask, guarded, score)
 
@@ -252,8 +287,8 @@ def apply_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Example:
         >>> model = nn.Linear(2, 1)
         >>> apply_(model, {"weight": torch.tensor([[True, False]])})
-        >>> float(model.weight[0, 1].detach())
-        0.0
+        >>> (model.weight == 0).tolist()
+        [[False, True]]
     """
     _multiply_(_pairs(model, masks))
 
@@ -265,7 +300,8 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Callable[..., None]:
     masks after every optimiser step undoes that for every optimiser, in one fused operation.
 
     Args:
-        model: the network in training, wrapped or not; its parameters are bound now.
+        model: the network in training, wrapped or not; its parameters are bound at the first
+            step, when the training loop has moved it to its device.
         masks: which weights are kept.
 
     Returns:
@@ -278,14 +314,14 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Callable[..., None]:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> model(torch.ones(1, 2)).sum().backward()
         >>> optimizer.step(); keep()
-        >>> float(model.weight[0, 1].detach())
-        0.0
+        >>> (model.weight == 0).tolist()
+        [[False, True]]
     """
-    pairs = _pairs(model, masks)
-    _multiply_(pairs)
+    apply_(model, masks)
+    pairs = cache(lambda: _pairs(model, masks))
 
     def hook(_step: Any = None) -> None:
-        _multiply_(pairs)
+        _multiply_(pairs())
 
     return hook
 
@@ -296,8 +332,9 @@ def _pairs(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[list[Tensor],
         if name not in weights or weights[name].shape != mask.shape:
             has = tuple(weights[name].shape) if name in weights else "no such parameter"
             raise UserError(f"mask {name!r} has shape {tuple(mask.shape)}, the model has {has}")
-    held = [weights[name] for name in masks]
-    return held, [masks[n].to(w.device, w.dtype) for n, w in zip(masks, held, strict=True)]
+    held: list[Tensor] = [weights[name] for name in masks]
+    # in the memory order of the weights, which the fused operation needs
+    return held, [torch.empty_like(w).copy_(masks[n]) for n, w in zip(masks, held, strict=True)]
 
 
 @torch.no_grad()

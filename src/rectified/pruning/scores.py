@@ -6,9 +6,11 @@ of weights that are already pruned are ignored. A score is any such function; th
 
     magnitude   |w|                                Random      uniform in [0, 1)
     Gradient    |w g|, g = dL/dw after training    lamp        w^2 / sum of the larger w^2
-    SNIP        |w g| before training              LookAhead   w^2 with the layers before and after
-    GraSP       w (H g) before training            Movement    sum of -w g over a training
-    SynFlow     w dR/dw without data               ERK         ranks that set layers' densities
+    SNIP        |w g| before training              Movement    sum of -w g over a training
+    GraSP       w (H g) before training            ERK         ranks that set layers' densities
+    SynFlow     w dR/dw without data
+
+and `look_ahead.py` the one that needs the layers before and after each layer.
 
 Conventions: g is the gradient of the mean loss over a few training batches, in training mode,
 averaged over processes where `torch.distributed` runs. A score never touches the model it is given
@@ -24,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -34,14 +36,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rectified.errors import UserError, choose
 from rectified.pruning.masks import Masks, named_weights
+from rectified.training import Batch, Objective
 
-if TYPE_CHECKING:
-    from rectified.training import Batch, Objective
-
-Moment = Literal["initial", "trained"]
 Scores = dict[str, Tensor]
 
-IDENTITY = "identity"
+MOMENTS = ("initial", "trained")
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ class Snapshot:
     objective: Objective | None = None
 
 
+@runtime_checkable
 class Score(Protocol):
     """Higher is kept longer, +inf is never dropped; values of pruned weights are ignored."""
 
@@ -90,12 +90,15 @@ def magnitude(snapshot: Snapshot, /) -> Scores:
     return {name: snapshot.trained[name].abs() for name in snapshot.masks}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Random:
     """Uniform in [0, 1): the control that every other score must beat.
 
     Args:
         generator: drawn from at each call; several processes need equal ones.
+
+    Attributes:
+        state: where the generator stands, so that a study can go on from there.
 
     Example:
         >>> weights = {"weight": torch.tensor([[3.0, -4.0]])}
@@ -106,6 +109,14 @@ class Random:
     """
 
     generator: torch.Generator
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {"generator": self.generator.get_state()}
+
+    @state.setter
+    def state(self, state: Mapping[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"].cpu())
 
     def __call__(self, snapshot: Snapshot, /) -> Scores:
         # float64, since float32 draws only 2^24 values and a large network would be full of ties.
@@ -151,14 +162,14 @@ class Gradient:
     """
 
     batches: int = 1
-    at: Moment = "trained"
+    at: str = "trained"
 
     def __post_init__(self) -> None:
         _check_batches(self.batches)
-        choose("moment", self.at, ("initial", "trained"))
+        choose("moment", self.at, MOMENTS)
 
     def __call__(self, snapshot: Snapshot, /) -> Scores:
-        network = _network(snapshot, self.at)
+        network = network_at(snapshot, self.at)
         weights = _weights(network, snapshot)
         slopes = _mean_over_batches(snapshot, network, self.batches, _gradient(weights))
         return {name: (weights[name].detach() * slopes[name]).abs() for name in weights}
@@ -185,7 +196,7 @@ class SNIP(Gradient):
         {'weight': tensor([[3., 2.]])}
     """
 
-    at: Moment = "initial"
+    at: str = "initial"
 
 
 @dataclass(frozen=True)
@@ -222,16 +233,16 @@ class GraSP:
 
     batches: int = 1
     temperature: float = 200.0
-    at: Moment = "initial"
+    at: str = "initial"
 
     def __post_init__(self) -> None:
         _check_batches(self.batches)
-        choose("moment", self.at, ("initial", "trained"))
+        choose("moment", self.at, MOMENTS)
         if not self.temperature > 0:
             raise UserError(f"temperature must be positive, got {self.temperature}")
 
     def __call__(self, snapshot: Snapshot, /) -> Scores:
-        network = _network(snapshot, self.at)
+        network = network_at(snapshot, self.at)
         network.register_forward_hook(self._cool)
         weights = _weights(network, snapshot)
         slopes = _mean_over_batches(snapshot, network, self.batches, _gradient(weights))
@@ -281,16 +292,16 @@ class SynFlow:
     """
 
     rounds: ClassVar[int] = 100
-    at: Moment = "initial"
+    at: str = "initial"
 
     def __post_init__(self) -> None:
-        choose("moment", self.at, ("initial", "trained"))
+        choose("moment", self.at, MOMENTS)
 
     def __call__(self, snapshot: Snapshot, /) -> Scores:
-        example = _first_batch(snapshot)[0]
+        example = first_batch(snapshot)[0]
         if not example.is_floating_point():
             raise UserError(f"SynFlow needs a floating-point input, got {example.dtype}")
-        network = _network(snapshot, self.at).double().eval()
+        network = network_at(snapshot, self.at).double().eval()
         for value in network.state_dict().values():
             if value.is_floating_point():
                 value.abs_()
@@ -406,186 +417,6 @@ class Movement:
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """The layers around one layer, by the names of their weights.
-
-    Attributes:
-        before: layers whose output reaches this one's input (through activations, pools, sums).
-        after: layers that this one's output reaches. In both, `IDENTITY` stands for a
-            skip connection from or to something that is not a layer: it adds 1 a channel.
-        norm: name of the norm module that directly follows this layer, or `None`.
-
-    Example:
-        >>> Neighbours(before=("conv1.weight", IDENTITY), norm="bn2").after
-        ()
-    """
-
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    norm: str | None = None
-
-
-@dataclass(frozen=True)
-class LookAhead:
-    """w^2 times the squared norms of what feeds it and what it feeds (LAP).
-
-    With w from input channel j to output channel i of layer l,
-
-        s = w^2 * (sum of squares of row j of W before) * (sum of squares of column i of W after),
-
-    the squared change of the Jacobian of the three layers, taken as linear, when w is removed.
-    Convolutions sum over their kernels; without a layer before or after, the factor is 1; several
-    of them add up; a batch norm scales its layer's rows by (gamma / sqrt(var + eps))^2. Other norms
-    scale by what they read, and count as 1. Between a convolution and a linear layer, a channel
-    of the convolution stands for a block of neighbouring channels of the linear layer (flatten).
-
-    Args:
-        neighbours: a snapshot's layers with what is around them, by the weight's name. Default:
-            found by running the first batch (`rectified.pruning.sites.neighbours`).
-
-    Raises:
-        UserError: when called, if a masked weight has no neighbours' entry, does not belong to a
-            linear or convolution layer, or two neighbours' channels do not fit together.
-
-    References:
-        Park, Lee, Mo, Shin: Lookahead: A Far-Sighted Alternative of Magnitude-based Pruning, 2020,
-        arXiv 2002.04809, eq. 4 to 6.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
-        >>> up, down = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 4.0]])
-        >>> weights = {"0.weight": up, "1.weight": down}
-        >>> masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}
-        >>> first, last = Neighbours(after=("1.weight",)), Neighbours(before=("0.weight",))
-        >>> score = LookAhead(lambda snapshot: {"0.weight": first, "1.weight": last})
-        >>> score(Snapshot(model, weights, weights, masks))["0.weight"]
-        tensor([[ 9.],
-                [64.]], dtype=torch.float64)
-    """
-
-    neighbours: Callable[[Snapshot], Mapping[str, Neighbours]] | None = None
-
-    def __call__(self, snapshot: Snapshot, /) -> Scores:
-        around = (self.neighbours or _found_neighbours)(snapshot)
-        missing = snapshot.masks.keys() - around.keys()
-        if missing:
-            raise UserError(f"neighbours must name every masked weight, missing {min(missing)!r}")
-        involved = {name: around.get(name, Neighbours()) for name in _involved(snapshot, around)}
-        layers = {name: _Layer.of(name, snapshot, near.norm) for name, near in involved.items()}
-        return {name: layers[name].look_ahead(around[name], layers) for name in snapshot.masks}
-
-
-def _found_neighbours(snapshot: Snapshot) -> Mapping[str, Neighbours]:
-    from rectified.pruning.sites import neighbours
-
-    return neighbours(_network(snapshot, "trained"), _first_batch(snapshot)[0])
-
-
-def _involved(snapshot: Snapshot, around: Mapping[str, Neighbours]) -> set[str]:
-    """The masked weights and their neighbours."""
-    names = set(snapshot.masks)
-    for name in snapshot.masks:
-        names.update(around[name].before, around[name].after)
-    return names - {IDENTITY}
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One layer's squared weights in a form common to linear and all convolution layers.
-
-    Attributes:
-        name: of the weight.
-        squares: w^2, zero where pruned.
-        gain: what the norm behind it multiplies each squared output channel by.
-        transposed: the weight has input channels first.
-    """
-
-    name: str
-    squares: Float[Tensor, "groups out_per_group in_per_group kernel"]
-    gain: Float[Tensor, " out"]
-    shape: torch.Size
-    transposed: bool
-
-    @classmethod
-    def of(cls, name: str, snapshot: Snapshot, norm: str | None) -> _Layer:
-        """The layer that owns the weight `name`."""
-        module = snapshot.model.get_submodule(name.rpartition(".")[0])
-        if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            kind = type(module).__name__
-            raise UserError(f"LookAhead needs linear or convolution layers, got {kind} at {name!r}")
-        weight = snapshot.trained[name].double()
-        if name in snapshot.masks:
-            weight = weight * snapshot.masks[name]
-        groups, transposed = getattr(module, "groups", 1), getattr(module, "transposed", False)
-        squares = weight.square().reshape(groups, len(weight) // groups, weight.shape[1], -1)
-        squares = squares.transpose(1, 2) if transposed else squares
-        channels = groups * squares.shape[1]
-        gain = _norm_gain(norm, snapshot, weight.new_ones(channels))
-        return cls(name, squares, gain, weight.shape, transposed)
-
-    def look_ahead(self, near: Neighbours, layers: Mapping[str, _Layer]) -> Tensor:
-        """w^2 times the factors of its input and its output channel."""
-        groups, outputs, inputs, _ = self.squares.shape
-        feeding = self._sum(near.before, groups * inputs, layers, lambda other: other.rows)
-        fed = self._sum(near.after, groups * outputs, layers, lambda other: other.columns)
-        factors = feeding.view(groups, 1, inputs, 1) * (fed * self.gain).view(groups, outputs, 1, 1)
-        scores = self.squares * factors
-        return (scores.transpose(1, 2) if self.transposed else scores).reshape(self.shape)
-
-    @property
-    def rows(self) -> Float[Tensor, " out"]:
-        """What comes out of each output channel."""
-        return self.squares.sum((2, 3)).flatten() * self.gain
-
-    @property
-    def columns(self) -> Float[Tensor, " in"]:
-        """What each input channel is multiplied by."""
-        return self.squares.sum((1, 3)).flatten()
-
-    def _sum(
-        self,
-        names: tuple[str, ...],
-        channels: int,
-        layers: Mapping[str, _Layer],
-        norms: Callable[[_Layer], Tensor],
-    ) -> Float[Tensor, " channels"]:
-        """The factor of each of this layer's channels: 1 where there is nothing to look at."""
-        total = self.gain.new_full((channels,), 0.0 if names else 1.0)
-        for name in names:
-            if name == IDENTITY:
-                total += 1.0
-            else:
-                total += self._fit(norms(layers[name]), channels, layers[name])
-        return total
-
-    def _fit(self, norms: Tensor, channels: int, other: _Layer) -> Float[Tensor, " channels"]:
-        """One entry for each channel of this layer."""
-        if channels == len(norms):
-            return norms
-        if len(self.shape) != len(other.shape):  # flattened: a block of the linear layer's
-            if channels % len(norms) == 0:
-                return norms.repeat_interleave(channels // len(norms))
-            if len(norms) % channels == 0:
-                return norms.view(channels, -1).sum(1)
-        raise UserError(
-            "LookAhead needs neighbours whose channels fit, "
-            f"got {channels} of {self.name!r} beside {len(norms)} of {other.name!r}"
-        )
-
-
-def _norm_gain(
-    norm: str | None, snapshot: Snapshot, ones: Float[Tensor, " out"]
-) -> Float[Tensor, " out"]:
-    """(gamma / sqrt(var + eps))^2 of a batch norm."""
-    state = snapshot.trained
-    if norm is None or f"{norm}.running_var" not in state:
-        return ones
-    batch_norm = cast(nn.BatchNorm1d, snapshot.model.get_submodule(norm))
-    gamma = state.get(f"{norm}.weight", ones)
-    return gamma.double().square() / (state[f"{norm}.running_var"].double() + batch_norm.eps)
-
-
-@dataclass(frozen=True)
 class ERK:
     """A layer's weights by their rank, so that a global cut has Erdos-Renyi-kernel densities.
 
@@ -686,7 +517,7 @@ def _check_batches(batches: int) -> None:
 
 
 @torch.no_grad()
-def _network(snapshot: Snapshot, at: Moment) -> nn.Module:
+def network_at(snapshot: Snapshot, at: str) -> nn.Module:
     """A private copy in training mode with the weights of one moment, pruned ones at zero."""
     network = copy.deepcopy(snapshot.model).train()
     network.load_state_dict(snapshot.trained if at == "trained" else snapshot.initial)
@@ -700,7 +531,8 @@ def _weights(network: nn.Module, snapshot: Snapshot) -> dict[str, Tensor]:
     return {name: network.get_parameter(name) for name in snapshot.masks}
 
 
-def _first_batch(snapshot: Snapshot) -> Batch:
+def first_batch(snapshot: Snapshot) -> Batch:
+    """The first of a snapshot's training batches."""
     for batch in snapshot.batches:
         return batch
     raise UserError("batches must hold at least one batch, got none")

@@ -5,14 +5,15 @@ second use of the same module, or a functional call (`F.relu`, `x.relu()`, `x.cl
 `watch` reports the output of every site while a network runs; `trace` runs one example and tells
 which layers feed which sites, through norms, pools, reshapes and residual sums. Both see the
 calls themselves (a `TorchFunctionMode`), so nothing is hidden from them by the way a network is
-written; only compiled graphs are, and of those the bare module is used.
+written; compiled parts run uncompiled for as long as they are watched.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from rectified.pruning.masks import named_weights, prunable
-from rectified.pruning.scores import Neighbours
+from rectified.pruning.look_ahead import Neighbours
+from rectified.pruning.masks import bare, named_weights, prunable
 
 RELU = "relu"  # cut at zero: an output is zero or it fires
 SMOOTH = "smooth"  # near zero for negative input: needs a threshold to call a neuron dead
@@ -38,13 +39,14 @@ _ALWAYS: dict[Any, tuple[str, str]] = {
     F.mish: ("mish", SMOOTH),
     F.hardswish: ("hardswish", SMOOTH),
 }
-_IF_CUT_AT_ZERO = {  # function -> the position of its lower bound
+_IF_CUT_AT_ZERO: dict[Any, int] = {  # function -> the position of its lower bound
     **dict.fromkeys((torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_), 1),
-    **dict.fromkeys((torch.clip, Tensor.clip, Tensor.clip_), 1),
-    **dict.fromkeys((torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_), 1),
-    **dict.fromkeys((F.hardtanh, F.hardtanh_, F.threshold, F.threshold_), 1),
+    **dict.fromkeys((torch.clip, torch.clip_, Tensor.clip, Tensor.clip_), 1),
+    **dict.fromkeys((torch.clamp_min, torch.clamp_min_), 1),
+    **dict.fromkeys((Tensor.clamp_min, Tensor.clamp_min_), 1),
+    **dict.fromkeys((F.hardtanh, F.hardtanh_), 1),
 }
-_LOWER_BOUND = ("min", "min_val", "threshold")
+_LOWER_BOUND = ("min", "min_val")
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm}
 
 
@@ -68,15 +70,31 @@ def activation_kind(
     return None
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers of `torch.compile` and distributed training."""
-    while True:
-        inner = getattr(model, "_orig_mod", None) or (
-            model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
-        )
-        if inner is None:
-            return model
-        model = inner
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every module has its own mode again.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with evaluating(model): print(model.training)
+        False
+        >>> model.training
+        True
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():  # outer modules first, so inner ones have the say
+            module.train(training)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled code would hide its calls; nothing is compiled where the compiler is not loaded."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 class _Watcher(TorchFunctionMode):
@@ -120,24 +138,16 @@ class _Watcher(TorchFunctionMode):
         def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
             self.modules.pop()
 
-        handles = []
-        for name, module in model.named_modules():
-            handles += [
-                module.register_forward_pre_hook(enter(name)),
-                module.register_forward_hook(leave),
-            ]
-        try:
-            with self:
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                hooks.enter_context(module.register_forward_pre_hook(enter(name)))
+                hooks.enter_context(module.register_forward_hook(leave))
+            with _uncompiled(), self:
                 yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @contextmanager
-def watch(
-    model: nn.Module, on_site: Callable[[str, str, Tensor], None]
-) -> Iterator[nn.Module]:
+def watch(model: nn.Module, on_site: Callable[[str, str, Tensor], None]) -> Iterator[nn.Module]:
     """Call `on_site(name, kind, output)` at every activation function while `model` runs.
 
     Args:
@@ -189,7 +199,6 @@ class LayerTrace:
         reads_nonnegative: whether everything it read was >= 0.
         sites: names of the activation functions that read its output.
         norm: the norm module that reads its output, or None.
-        channel_axis: the axis of its output that holds its units.
     """
 
     before: frozenset[str] = frozenset()
@@ -197,7 +206,6 @@ class LayerTrace:
     reads_nonnegative: bool = True
     sites: list[str] = field(default_factory=list)
     norm: str | None = None
-    channel_axis: int = -1
 
 
 @dataclass(frozen=True)
@@ -256,7 +264,9 @@ class _Tracer(_Watcher):
         elif function in _NORMS:
             self._record_norm(origin)
             origin = _Origin(origin.layers, origin.fresh, norm=True)
-        if isinstance(output, Tensor | tuple | list) and origin.layers:
+        if function is Tensor.__setitem__:
+            self.mark(args[0], origin)
+        elif isinstance(output, Tensor | tuple | list) and origin.layers:
             self.mark(output, origin)
         return output
 
@@ -270,15 +280,14 @@ class _Tracer(_Watcher):
         if len(origin.fresh) == 1 and (layer := next(iter(origin.fresh))) in self.layers:
             self.layers[layer].norm = self.modules[-1][0] if self.modules else None
 
-    def layer_hook(self, weight: str, channel_axis: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: Any, output: Any) -> None:
-            read = self.origin(args)
-            layer = self.layers.setdefault(weight, LayerTrace(channel_axis=channel_axis))
+    def layer_hook(self, weight: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            read = self.origin(inputs)
+            layer = self.layers.setdefault(weight, LayerTrace())
             layer.before |= read.layers - {""}
             layer.reads_input |= "" in read.layers
-            layer.reads_nonnegative &= all(
-                bool((leaf >= 0).all()) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)
-            )
+            layer.reads_nonnegative &= all(bool((value >= 0).all()) for value in inputs)
             self.mark(output, _Origin(frozenset({weight}), frozenset({weight})))
 
         return hook
@@ -305,27 +314,14 @@ def trace(model: nn.Module, example: Any) -> Trace:
     args = example if isinstance(example, tuple) else (example,)
     tracer = _Tracer()
     tracer.mark(args, _INPUT)
-    was_training = model.training
-    model.eval()
-    handles = _layer_hooks(model, tracer)
-    try:
+    with evaluating(model), ExitStack() as hooks:
+        for weight in prunable(model):
+            owner = model.get_submodule(weight.rpartition(".")[0])
+            hook = tracer.layer_hook(weight)
+            hooks.enter_context(owner.register_forward_hook(hook, with_kwargs=True))
         with tracer.following(model):
             model(*args)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
     return Trace(tracer.layers, tracer.sites)
-
-
-def _layer_hooks(model: nn.Module, tracer: _Tracer) -> Iterable[Any]:
-    modules = dict(model.named_modules())
-    handles = []
-    for weight in prunable(model):
-        owner = modules[weight.rpartition(".")[0]]
-        axis = 1 if isinstance(owner, nn.modules.conv._ConvNd) else -1
-        handles.append(owner.register_forward_hook(tracer.layer_hook(weight, axis)))
-    return handles
 
 
 def neighbours(model: nn.Module, example: Any) -> dict[str, Neighbours]:

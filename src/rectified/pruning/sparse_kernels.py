@@ -16,14 +16,15 @@ Conventions: every position counts floats; addresses count bytes; a negative `in
 Everything here is `nogil` and serial: threads are the caller's (see `threads`), because numba's own
 layers either kill forked children (omp) or abort on two Python threads (workqueue).
 
+The functions that numba compiles carry no annotations and `no_type_check`: it reads their bytecode.
 Compiling takes a few seconds once a machine; numba keeps the result in its cache folder.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import os
+from typing import no_type_check
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import carray, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -40,9 +41,11 @@ def lanes(features: str) -> int:
     return 16 if "+avx512f" in names else 8 if "+avx2" in names else 4
 
 
-LANES = lanes(config.CPU_FEATURES or binding.get_host_cpu_features().flatten())
+LANES = lanes(getattr(config, "CPU_FEATURES", None) or binding.get_host_cpu_features().flatten())
 VECTORS = 8  # vectors of one tile: 8 accumulators hide the latency of a fused multiply-add
 SLACK = 2 * VECTORS * 16  # floats that a tile may read beyond the last plane, at any lane count
+
+SPINS = 2000  # a few microseconds: longer than threads that run are apart
 
 SPARSE, COPY, MAXIMUM, MEAN, TRANSPOSE = range(5)
 
@@ -113,6 +116,11 @@ def _store_where(builder: ir.IRBuilder, value: ir.Value, place: ir.Value, mask: 
     builder.call(store, [value, place, ir.Constant(alignment, 4), mask])
 
 
+def _at_least(builder: ir.IRBuilder, value: ir.Value, least: ir.Value) -> ir.Value:
+    # Ordered, so that a NaN is kept, as torch's ReLU keeps it.
+    return builder.select(builder.fcmp_ordered("<", value, least), least, value)
+
+
 def _mask(builder: ir.IRBuilder, pointer: ir.Value, index: int) -> ir.Value:
     step = ir.Constant(_INT, index * _MASK.width // 8)
     place = builder.bitcast(builder.gep(pointer, [step]), _MASK.as_pointer())
@@ -165,7 +173,8 @@ def _sums(
 
 
 @intrinsic
-def accumulate(  # type: ignore[no-untyped-def]
+@no_type_check
+def accumulate(
     typing, width, values, offsets, begin, end, source, target, initial, given, bias, floor, mask
 ):
     """One tile of one row: `width` vectors of the module's formula, stored where `mask` has bits.
@@ -176,7 +185,7 @@ def accumulate(  # type: ignore[no-untyped-def]
         width, values, offsets, begin, end, source, target, initial, given, bias, floor, mask
     )
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         (width, _, _, begin, end, source, target, initial, given, bias, floor, mask) = arguments
         values, offsets = (
             context.make_array(signature.args[k])(context, builder, arguments[k]).data
@@ -199,8 +208,7 @@ def accumulate(  # type: ignore[no-untyped-def]
             least = _splat(builder, floor)
             for index, slot in enumerate(slots):
                 total = builder.load(slot)
-                # Ordered, so that a NaN is kept, as torch's ReLU keeps it.
-                total = builder.select(builder.fcmp_ordered("<", total, least), least, total)
+                total = _at_least(builder, total, least)
                 place = _at(builder, target, index)
                 _store_where(builder, total, place, _mask(builder, mask, index))
             builder.branch(done)
@@ -227,11 +235,12 @@ def _exchange(
 
 
 @intrinsic
-def transpose_tile(typing, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
+@no_type_check
+def transpose_tile(typing, source, source_row, target, target_row):
     """Transpose LANES x LANES floats between two pointers, in registers."""
     signature = types.void(source, source_row, target, target_row)
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         source, source_row, target, target_row = arguments
 
         def row(pointer: ir.Value, pitch: ir.Value, index: int) -> ir.Value:
@@ -252,20 +261,22 @@ def transpose_tile(typing, source, source_row, target, target_row):  # type: ign
 
 
 @intrinsic
-def floats_at(typing, address):  # type: ignore[no-untyped-def]
+@no_type_check
+def floats_at(typing, address):
     """A pointer to the floats at an address in bytes."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], _FLOAT.as_pointer())
 
     return types.CPointer(types.float32)(address), generate
 
 
 @intrinsic
-def bytes_of(typing, array, index):  # type: ignore[no-untyped-def]
+@no_type_check
+def bytes_of(typing, array, index):
     """A pointer to entry `index` of an array of bytes."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         return builder.gep(data, [arguments[1]])
 
@@ -273,10 +284,11 @@ def bytes_of(typing, array, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def arrive(typing, counter):  # type: ignore[no-untyped-def]
+@no_type_check
+def arrive(typing, counter):
     """Add one to counter[0], for all threads to see, and return the count before."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         return builder.atomic_rmw("add", data, ir.Constant(_INT, 1), "acq_rel")
 
@@ -284,24 +296,53 @@ def arrive(typing, counter):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def arrived(typing, counter):  # type: ignore[no-untyped-def]
+@no_type_check
+def arrived(typing, counter):
     """Read counter[0] as all threads see it."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         return builder.load_atomic(data, "acquire", 8)
 
     return types.int64(counter), generate
 
 
+@intrinsic
+@no_type_check
+def give_way(typing):
+    """Let another thread have this core."""
+
+    def generate(context, builder, signature, arguments):
+        if os.name == "posix":
+            kind = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 @njit(nogil=True, cache=True)
-def _share(count, rank, ranks):  # type: ignore[no-untyped-def]
+@no_type_check
+def _wait(counter, count):
+    """Come back when `counter` says that all have arrived."""
+    arrive(counter)
+    spins = 0
+    while arrived(counter) < count:
+        spins += 1
+        if spins > SPINS:
+            give_way()
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _share(count, rank, ranks):
     """The half-open range of `count` things that thread `rank` of `ranks` does."""
     return count * rank // ranks, count * (rank + 1) // ranks
 
 
 @njit(nogil=True, cache=True)
-def _sparse(operation, source, target, tables, rank, ranks):  # type: ignore[no-untyped-def]
+@no_type_check
+def _sparse(operation, source, target, tables, rank, ranks):
     values, offsets, starts, bases, biases, masks = tables
     first, last = _share(operation.planes, rank, ranks)
     tiles = (operation.vectors + VECTORS - 1) // VECTORS
@@ -333,36 +374,50 @@ def _sparse(operation, source, target, tables, rank, ranks):  # type: ignore[no-
                 )
 
 
+@intrinsic
+@no_type_check
+def move(typing, source, more, given, target, floor):
+    """One vector of target = max(floor, source + more), or without `more` if it is not `given`."""
+    signature = types.void(source, more, given, target, floor)
+
+    def generate(context, builder, signature, arguments):
+        source, more, given, target, floor = arguments
+        slot = cgutils.alloca_once_value(builder, _load(builder, source, 0))
+        with builder.if_then(given):
+            builder.store(builder.fadd(builder.load(slot), _load(builder, more, 0)), slot)
+        value = _at_least(builder, builder.load(slot), _splat(builder, floor))
+        builder.store(value, _at(builder, target, 0), align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 @njit(nogil=True, cache=True)
-def _copy(operation, source, target, rank, ranks):  # type: ignore[no-untyped-def]
-    step, floor = operation.source_column, operation.floor
+@no_type_check
+def _copy(operation, source, target, rank, ranks):
+    step, columns, floor = operation.source_column, operation.columns, operation.floor
+    given = operation.initial >= 0
+    shift = 4 * (operation.initial - operation.target) if given else 0
+    whole = columns - columns % LANES if step == 1 else 0
     first, last = _share(operation.planes, rank, ranks)
     for plane in range(first, last):
         for row in range(operation.rows):
-            here = operation.source_plane * plane + operation.source_row * row
-            there = operation.target_plane * plane + operation.target_row * row
-            old = carray(floats_at(source + 4 * here), (operation.columns * step,))
-            new = carray(floats_at(target + 4 * there), (operation.columns,))
-            if operation.initial >= 0:
-                more = carray(
-                    floats_at(target + 4 * (there + operation.initial - operation.target)),
-                    (operation.columns,),
-                )
-                for column in range(operation.columns):
-                    value = old[column] + more[column]
-                    new[column] = floor if value < floor else value
-            elif step == 1:
-                for column in range(operation.columns):
-                    value = old[column]
-                    new[column] = floor if value < floor else value
-            else:
-                for column in range(operation.columns):
-                    value = old[column * step]
-                    new[column] = floor if value < floor else value
+            old = source + 4 * (operation.source_plane * plane + operation.source_row * row)
+            new = target + 4 * (operation.target_plane * plane + operation.target_row * row)
+            for column in range(0, whole, LANES):
+                here, there = old + 4 * column, new + 4 * column
+                move(floats_at(here), floats_at(there + shift), given, floats_at(there), floor)
+            for column in range(whole, columns):
+                there = new + 4 * column
+                value = floats_at(old + 4 * column * step)[0]
+                if given:
+                    value += floats_at(there + shift)[0]
+                carray(floats_at(there), (1,))[0] = floor if value < floor else value
 
 
 @njit(nogil=True, cache=True)
-def _maximum(operation, source, target, rank, ranks):  # type: ignore[no-untyped-def]
+@no_type_check
+def _maximum(operation, source, target, rank, ranks):
     step = operation.source_column
     first, last = _share(operation.planes, rank, ranks)
     for plane in range(first, last):
@@ -386,7 +441,8 @@ def _maximum(operation, source, target, rank, ranks):  # type: ignore[no-untyped
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc"})
-def _window_sum(source, rows, columns, pitch):  # type: ignore[no-untyped-def]
+@no_type_check
+def _window_sum(source, rows, columns, pitch):
     total = np.float32(0)
     for y in range(rows):
         line = carray(floats_at(source + 4 * y * pitch), (columns,))
@@ -396,7 +452,8 @@ def _window_sum(source, rows, columns, pitch):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _mean(operation, source, target, rank, ranks):  # type: ignore[no-untyped-def]
+@no_type_check
+def _mean(operation, source, target, rank, ranks):
     height, width = operation.window_rows, operation.window_columns
     first, last = _share(operation.planes, rank, ranks)
     for plane in range(first, last):
@@ -411,7 +468,8 @@ def _mean(operation, source, target, rank, ranks):  # type: ignore[no-untyped-de
 
 
 @njit(nogil=True, cache=True)
-def _transpose(operation, source, target, rows, columns, rank, ranks):  # type: ignore[no-untyped-def]
+@no_type_check
+def _transpose(operation, source, target, rows, columns, rank, ranks):
     """Write source[row, column] to target[column, row]."""
     old_row, new_row = operation.source_row, operation.target_row
     first, last = _share((columns + LANES - 1) // LANES, rank, ranks)
@@ -429,9 +487,8 @@ def _transpose(operation, source, target, rows, columns, rank, ranks):  # type: 
 
 
 @njit(nogil=True, cache=True)
-def execute(  # type: ignore[no-untyped-def]
-    operations, tables, ports, strides, items, samples, rank, ranks, counter
-):
+@no_type_check
+def execute(operations, tables, ports, strides, items, samples, rank, ranks, counter):
     """Run a program on items[0] to items[1] of a batch.
 
     Args:
@@ -469,6 +526,4 @@ def execute(  # type: ignore[no-untyped-def]
                 _transpose(operation, source, target, rows, columns, rank, ranks)
             if ranks > 1:
                 phase += 1
-                arrive(counter)
-                while arrived(counter) < phase * ranks:
-                    pass
+                _wait(counter, phase * ranks)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -28,9 +27,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rectified.errors import UserError
-
-if TYPE_CHECKING:
-    from rectified.pruning.masks import Masks
 
 # 2^20 float32 are 4 MiB: a chunk and its few temporaries stay in cache from one step to the next.
 CHUNK = 2**20
@@ -76,11 +72,11 @@ def kth_smallest(
 
 def drop_smallest(
     scores: Mapping[str, Tensor],
-    masks: Masks,
+    masks: Mapping[str, Tensor],
     count: int,
     *,
     group: dist.ProcessGroup | None = None,
-) -> Masks:
+) -> dict[str, Tensor]:
     """Masks with exactly `count` fewer kept entries: those with the smallest scores.
 
     Args:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import jaxtyping
 import torch
 from torch import fx, nn
 from torch.fx.node import Node
 from torch.fx.passes.shape_prop import ShapeProp
 
 from rectified.errors import UserError
+from rectified.pruning.sites import activation_kind
 
 
 @torch.no_grad()
@@ -43,17 +46,25 @@ def trace_graph(
     """
     tracer = _Tracer(leaves)
     try:
-        graph = tracer.trace(model, concrete_args=_defaults(model, len(example)))
+        with _shapes_unchecked():
+            graph = tracer.trace(model, concrete_args=_defaults(model, len(example)))
     except Exception as error:
-        where = tracer.failed or f"the forward of {type(model).__name__}"
         reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"torch.fx cannot trace {where}: {reason}; keep that module whole with "
-            "leaves=(ItsClass,), or write it without branches on tensors"
-        ) from error
+        raise UserError(f"torch.fx cannot trace {tracer.advice(model)}: {reason}") from error
     traced = fx.GraphModule(model, graph)
     ShapeProp(traced).propagate(*example)
     return traced
+
+
+@contextmanager
+def _shapes_unchecked() -> Iterator[None]:
+    """For a while no annotated shape is checked: placeholders are no tensors yet."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
@@ -67,7 +78,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves: Sequence[type[nn.Module]]) -> None:
         super().__init__()
         self.leaves = tuple(leaves)
-        self.failed: str | None = None
+        self.failed: tuple[str, str] | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
@@ -76,8 +87,16 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.failed = self.failed or f"{self.path_of_module(m)!r} ({type(m).__name__})"
+            self.failed = self.failed or (self.path_of_module(m), type(m).__name__)
             raise
+
+    def advice(self, model: nn.Module) -> str:
+        """Where tracing failed, and what to do about it."""
+        rewrite = "write its forward without branches on tensors or len() of them"
+        if self.failed is None:
+            return f"{type(model).__name__} ({rewrite})"
+        path, name = self.failed
+        return f"{path!r} (keep it whole with leaves=({name},), or {rewrite})"
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
@@ -85,7 +104,28 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
-def caller_of(node: Node) -> str:
+def site_names(traced: fx.GraphModule) -> dict[Node, str]:
+    """The activations among the nodes, by the names that `rectified.pruning.sites` gives them."""
+    modules, calls = dict(traced.named_modules()), Counter[str]()
+    names = {}
+    for node in traced.graph.nodes:
+        if path := _activation_path(node, modules):
+            calls[path] += 1
+            names[node] = path if calls[path] == 1 else f"{path}#{calls[path]}"
+    return names
+
+
+def _activation_path(node: Node, modules: dict[str, nn.Module]) -> str:
+    if node.op == "call_module":
+        is_activation = type(modules[str(node.target)]).__module__ == nn.ReLU.__module__
+        return str(node.target) if is_activation else ""
+    is_method = node.op == "call_method"
+    function = getattr(torch.Tensor, str(node.target), None) if is_method else node.target
+    found = activation_kind(function, node.args, node.kwargs)
+    return "" if found is None else f"{_caller(node)}.{found[0]}".lstrip(".")
+
+
+def _caller(node: Node) -> str:
     """The path of the module whose forward makes this call; empty for the network itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return stack[-1][0] if stack else ""

@@ -1,7 +1,7 @@
 """Numbers -> figures: lines with intervals, and bars.
 
-Neighbouring series differ in hue, in lightness and, as lines, in marker, so that no reader has to
-tell them apart by colour alone. How a drawing becomes part of a page is in
+Series differ in colours that stay apart for colour-blind eyes too and, as lines, in marker, so that
+no reader has to tell them apart by colour alone. How a drawing becomes part of a page is in
 `rectified.report.drawing`.
 """
 

@@ -1,0 +1,92 @@
+"""`rectified report`: one page over finished run folders, of whichever verbs.
+
+Each run brings the sections of its own report, its folder's name in front; a run of a verb that has
+no report of its own shows its summary as it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rectified.errors import UserError
+from rectified.jobs import prune_report
+from rectified.report import KeyValues, Page, Part, Section, Table, Text, render
+from rectified.runs import read_json, read_results
+
+Row = Mapping[str, Any]
+
+
+def combined(paths: Sequence[Path]) -> str:
+    """One HTML page over run folders.
+
+    Args:
+        paths: folders of finished runs, at least one, each once.
+
+    Returns:
+        A self-contained page: a table of the runs, then what each of them found.
+
+    Raises:
+        UserError: if there is no folder, one is named twice or is not a finished run.
+    """
+    if not paths:
+        raise UserError("paths must name at least one run folder, got none")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError(f"paths must name every run once, got {', '.join(map(str, paths))}")
+    runs = [(_name(path, paths), path, read_results(path)) for path in paths]
+    overview = Section("Runs", (_overview([(name, results) for name, _, results in runs]),))
+    sections = [section for name, path, results in runs for section in _of(name, path, results)]
+    return render(Page("Report", ", ".join(name for name, _, _ in runs), (overview, *sections)))
+
+
+def _name(path: Path, paths: Sequence[Path]) -> str:
+    """The folder's name; its path, if another has the same name."""
+    name = path.resolve().name
+    return name if sum(other.resolve().name == name for other in paths) == 1 else str(path)
+
+
+def _overview(runs: Sequence[tuple[str, Row]]) -> Table:
+    rows = [
+        (
+            name,
+            results["verb"],
+            str(results["config"].get("data", "")),
+            len({row["seed"] for row in results["rows"] if "seed" in row}),
+            str(results["environment"].get("started", "")),
+        )
+        for name, results in runs
+    ]
+    return Table("What this page covers", ("run", "verb", "data", "seeds", "started"), rows)
+
+
+def _of(name: str, path: Path, results: Row) -> Iterator[Section]:
+    if results["verb"] != "prune":
+        yield Section(name, tuple(_generic(results)))
+        return
+    results = {**results, **{key: _with_nan(results[key]) for key in ("rows", "summary")}}
+    for section in prune_report.sections(results, read_json(path / "details.json")):
+        yield replace(section, title=f"{name}: {section.title}")
+
+
+def _with_nan(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What JSON cannot say, an undefined number, is null there."""
+    return [{key: math.nan if v is None else v for key, v in row.items()} for row in rows]
+
+
+def _generic(results: Row) -> Iterator[Part]:
+    """The summary of any verb, column by column, and its settings."""
+    columns = tuple(dict.fromkeys(key for row in results["summary"] for key in row))
+    if columns:
+        rows = [[_cell(row.get(column)) for column in columns] for row in results["summary"]]
+        yield Table("Summary, over seeds", columns, rows)
+    else:
+        yield Text(("This run has no summary.",))
+    yield KeyValues("Settings", results["config"])
+    yield KeyValues("Environment", results["environment"])
+
+
+def _cell(value: Any) -> str | float | int | None:
+    return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -1,0 +1,456 @@
+"""Writing sparse programs: layers become rows of one table over planes in one arena.
+
+`Builder` lays out every intermediate value in one block of memory, the *arena*, and writes down
+what to do, one row an operation; `finish` hands the table to a `Program`.
+
+A strided convolution first takes its input apart into one plane for each remainder of row and
+column modulo the stride, and is then of stride 1. A linear layer is a 1x1 convolution on an image
+of 1 pixel, or, for a batch, of as many pixels as there are samples ("lanes"): there activations
+stay feature-major from layer to layer and only the first and the last transpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from rectified.pruning import sparse_kernels as kernels
+from rectified.pruning.sparse_layout import Value, Window
+from rectified.pruning.sparse_program import Program
+
+CACHED = 1 << 16  # floats of input that a tile may touch: 256 KiB, well inside a level-2 cache
+PASS = 16  # nonzeros in a row that are worth a pass of their own
+NO_FLOOR = -math.inf
+
+Row = dict[str, int | float]  # an operation by the fields of `kernels.OPERATION`
+
+
+class Builder:
+    """Writes a program, one operation at a time.
+
+    Args:
+        halo: zeros between the rows of every image, the largest `Window.halo` of its convolutions.
+        lanes: how many samples one item of the batch holds, side by side; 1 for images.
+    """
+
+    def __init__(self, halo: int = 0, lanes: int = 1) -> None:
+        self.halo, self.lanes = halo, lanes
+        self._operations: list[Row] = []
+        self._values: list[NDArray[np.float32]] = []
+        self._offsets: list[NDArray[np.int64]] = []
+        self._starts: list[NDArray[np.int64]] = []
+        self._bases: list[int] = []
+        self._biases: list[NDArray[np.float32]] = []
+        self._masks: list[NDArray[np.uint8]] = []
+        self._size = 0
+        self._free: dict[tuple[int, ...], list[int]] = {}
+        self._pinned: set[int] = set()
+        self._copies: dict[int, Value] = {}
+        self._strides: list[int] = [0]
+        self._shapes: list[tuple[int, ...]] = []
+
+    def input(self, shape: tuple[int, ...]) -> Value:
+        """Declare the next input, of this shape without the batch.
+
+        Args:
+            shape: (channels, height, width) or (features,).
+
+        Returns:
+            The value to compute with.
+        """
+        port = len(self._strides)
+        self._strides.append(math.prod(shape) * self.lanes)
+        if self.lanes > 1:
+            return self._take_in(port, shape[0])
+        channels, height, width = shape if len(shape) == 3 else (shape[0], 1, 1)
+        outside = Value(channels, height, width, port=port)
+        # Images are copied by the first who needs a border around them.
+        return outside if len(shape) == 3 else self._copied(outside, 0)
+
+    def output(self, value: Value, flat: bool) -> None:
+        """Declare the next output.
+
+        Args:
+            value: what to return.
+            flat: whether its shape is (features,) rather than (channels, height, width).
+        """
+        port = len(self._strides) - 1 + len(self._shapes) + 1
+        self._shapes.append((value.channels,) if flat else value.shape)
+        if self.lanes > 1:
+            self._hand_out(port, value)
+        elif value.halo == 0 and self._wrote_last(value):
+            outside = replace(value, start=0, port=port)
+            self._operations[-1].update(target_port=port, target=0, target_plane=outside.plane)
+        else:
+            self._copied(value, 0, port)
+
+    def release(self, value: Value) -> None:
+        """Let a later value of the same layout take this one's place."""
+        if value.port == 0 and value.start not in self._pinned:
+            self._free.setdefault((*value.shape, value.halo), []).append(value.start)
+
+    def pin(self, value: Value) -> Value:
+        """Keep a value's place for good, because another name for it will be in use."""
+        self._pinned.add(value.start)
+        return value
+
+    def convolution(
+        self,
+        value: Value,
+        weight: Float[np.ndarray, "outputs inputs rows columns"],
+        bias: Float[np.ndarray, " outputs"],
+        window: Window,
+        *,
+        groups: int = 1,
+        initial: Value | None = None,
+        floor: float = NO_FLOOR,
+    ) -> Value:
+        """max(floor, convolution + bias + initial), at the cost of the nonzero weights.
+
+        Args:
+            value: the input.
+            weight: zeros cost nothing.
+            bias: added to every pixel of an output channel.
+            window: geometry of the taps.
+            groups: inputs of output n are those of its group.
+            initial: a value of the output's shape to add.
+            floor: 0 for a ReLU.
+
+        Returns:
+            The output.
+        """
+        height, width = window.output(value.height, value.width)
+        if window.keeps_size:
+            value = self._surrounded(value, int(np.count_nonzero(weight)))
+            taps = _Taps(value, window)
+            shift = window.padding[0] * value.pitch + window.padding[1]
+            source = value.origin - shift
+        else:
+            taps = _Taps(self._phases(value, window, height, width), window)
+            source = taps.value.start
+        outputs = weight.shape[0]
+        added = -1 if initial is None else self._inside(initial).origin
+        target = self._allocate(outputs, height, width, self._halo_of(taps.value))
+        vectors = -(-((height - 1) * target.pitch + width) // kernels.LANES)
+        density = np.count_nonzero(weight) / max(weight.size, 1)
+        block = _channels_at_once(vectors, density * weight[0, 0].size / groups)
+        self._operations.append(
+            {
+                "kind": kernels.SPARSE,
+                "source_port": taps.value.port,
+                "source": source,
+                "target": target.origin,
+                "initial": added,
+                "planes": outputs,
+                "target_plane": target.plane,
+                "blocks": -(-value.channels // block),
+                "vectors": vectors,
+                "floor": floor,
+                **self._tables(weight, bias, groups, taps, block, value.channels),
+                "mask": self._mask(target, vectors),
+            }
+        )
+        return target
+
+    def pool(self, value: Value, window: Window, *, mean: bool) -> Value:
+        """The maximum or the mean of every window, without padding or dilation."""
+        height, width = window.output(value.height, value.width)
+        target = self._allocate(value.channels, height, width, self._halo_of(value))
+        self._operations.append(
+            _between(value, target)
+            | {
+                "kind": kernels.MEAN if mean else kernels.MAXIMUM,
+                "source_row": window.stride[0] * value.pitch,
+                "source_column": window.stride[1],
+                "window_rows": window.kernel[0],
+                "window_columns": window.kernel[1],
+                "window_pitch": value.pitch,
+            }
+        )
+        return target
+
+    def add(self, first: Value, second: Value | None = None, *, floor: float = NO_FLOOR) -> Value:
+        """max(floor, first + second), pixel by pixel."""
+        initial = -1 if second is None else self._inside(second).origin
+        target = self._allocate(*first.shape, self._halo_of(first))
+        changes = {"initial": initial, "floor": floor}
+        self._operations.append(_between(first, target) | changes)
+        return target
+
+    def flatten(self, value: Value) -> Value:
+        """One vector of all channels, rows and columns."""
+        places = value.height * value.width
+        vector = Value(value.channels * places, 1, 1, 0, value.start)
+        if value.plane == places and value.port == 0:
+            return self.pin(vector)
+        vector = self._reserve(vector.channels, 1, 1, 0)
+        shape = {"target_plane": places, "rows": value.height, "columns": value.width}
+        self._operations.append(_between(value, vector) | shape | {"target_row": value.width})
+        return vector
+
+    def subsample(self, value: Value, rows: range, columns: range) -> Value:
+        """The given rows and columns of every channel, as `x[:, :, ::2, ::2]` takes them."""
+        target = self._allocate(value.channels, len(rows), len(columns), self._halo_of(value))
+        corner = value.origin + rows.start * value.pitch + columns.start
+        steps = {"source_row": rows.step * value.pitch, "source_column": columns.step}
+        self._operations.append(_between(value, target) | {"source": corner} | steps)
+        return target
+
+    def concatenate(self, values: Sequence[Value], before: int = 0, after: int = 0) -> Value:
+        """The channels of all values, between `before` and `after` channels of zeros."""
+        channels = before + sum(value.channels for value in values) + after
+        first = values[0]
+        fresh = self._reserve(channels, first.height, first.width, self._halo_of(first))
+        position = fresh.origin + before * fresh.plane
+        for value in values:
+            self._operations.append(_between(value, fresh) | {"target": position})
+            position += value.channels * fresh.plane
+        return self.pin(fresh)
+
+    def finish(self, threads: int) -> Program:
+        """Return what was built as something to call.
+
+        Args:
+            threads: how many threads a call may use, at least 1.
+        """
+        operations = np.zeros(len(self._operations), kernels.OPERATION)
+        for row, operation in zip(operations, self._operations, strict=True):
+            for name, number in ({"initial": -1, "floor": NO_FLOOR} | operation).items():
+                row[name] = number
+        offsets = _joined(self._offsets, np.int64)
+        narrow = offsets.size == 0 or offsets.max() < 1 << 16
+        tables = (
+            _joined(self._values, np.float32),
+            offsets.astype(np.uint16 if narrow else np.uint32),
+            _joined(self._starts, np.int64),
+            np.array(self._bases, np.int64),
+            _joined(self._biases, np.float32),
+            _joined(self._masks, np.uint8),
+        )
+        strides = self._strides + [math.prod(shape) * self.lanes for shape in self._shapes]
+        return Program(
+            operations, tables, np.array(strides), self._size, self._shapes, self.lanes, threads
+        )
+
+    def _halo_of(self, value: Value) -> int:
+        return self.halo if value.port else value.halo
+
+    def _inside(self, value: Value) -> Value:
+        """An input in the arena, copied there once."""
+        if value.port == 0:
+            return value
+        if value.port not in self._copies:
+            self._copies[value.port] = self.pin(self._copied(value, self.halo))
+        return self._copies[value.port]
+
+    def _surrounded(self, value: Value, nonzeros: int) -> Value:
+        """An input that a convolution can read beyond its planes."""
+        # Tiles that end with the plane need no border. Planes a power of two apart share cache
+        # lines, and copying them elsewhere costs as much as some passes over them.
+        aligned = self.halo == 0 and value.height * value.width % kernels.LANES == 0
+        rarely = nonzeros <= PASS * value.channels
+        return value if aligned and rarely else self._inside(value)
+
+    def _reserve(self, channels: int, height: int, width: int, halo: int) -> Value:
+        value = Value(channels, height, width, halo, start=self._size)
+        self._size += -(-value.size // 16) * 16  # values begin on cache lines
+        return value
+
+    def _allocate(self, channels: int, height: int, width: int, halo: int) -> Value:
+        waiting = self._free.get((channels, height, width, halo))
+        if waiting:
+            return Value(channels, height, width, halo, waiting.pop())
+        return self._reserve(channels, height, width, halo)
+
+    def _wrote_last(self, value: Value) -> bool:
+        last = self._operations[-1] if self._operations else {}
+        return (
+            value.port == 0
+            and value.start not in self._pinned
+            and last.get("target_port", 0) == 0
+            and last.get("target") == value.origin
+            and last.get("initial", -1) < 0
+            and last.get("planes") == value.channels
+        )
+
+    def _copied(self, value: Value, halo: int, port: int = 0) -> Value:
+        if port:
+            target = replace(value, halo=0, start=0, port=port)
+        else:
+            target = self._allocate(*value.shape, halo)
+        self._operations.append(_between(value, target))
+        return target
+
+    def _take_in(self, port: int, features: int) -> Value:
+        target = self._reserve(features, 1, self.lanes, 0)
+        self._operations.append(
+            {
+                "kind": kernels.TRANSPOSE,
+                "source_port": port,
+                "target": target.start,
+                "rows": self.lanes,
+                "columns": features,
+                "source_row": features,
+                "target_row": self.lanes,
+            }
+        )
+        return target
+
+    def _hand_out(self, port: int, value: Value) -> None:
+        self._operations.append(
+            {
+                "kind": kernels.TRANSPOSE,
+                "target_port": port,
+                "source": value.start,
+                "rows": value.channels,
+                "columns": self.lanes,
+                "source_row": self.lanes,
+                "target_row": value.channels,
+            }
+        )
+
+    def _phases(self, value: Value, window: Window, height: int, width: int) -> Value:
+        """Take an image apart by remainder modulo the stride, with its zero padding around it."""
+        tall = height + window.reach[0] // window.stride[0]
+        wide = width + window.reach[1] // window.stride[1]
+        rows, columns = _remainders(window, 0), _remainders(window, 1)
+        count = len(rows) * len(columns)
+        # Planes as wide as the output's, so that one walk serves both; the halo holds the rest.
+        target = self._reserve(value.channels * count, tall, width, self.halo)
+        position = target.start
+        for row in rows:
+            for column in columns:
+                up = _inside_range(row - window.padding[0], window.stride[0], value.height, tall)
+                along = _inside_range(
+                    column - window.padding[1], window.stride[1], value.width, wide
+                )
+                self._operations.append(
+                    _between(value, target)
+                    | {
+                        "source": value.origin + up.source * value.pitch + along.source,
+                        "target": position + up.target * target.pitch + along.target,
+                        "target_plane": count * target.plane,
+                        "rows": up.count,
+                        "columns": along.count,
+                        "source_row": window.stride[0] * value.pitch,
+                        "source_column": window.stride[1],
+                    }
+                )
+                position += target.plane
+        return target
+
+    def _tables(
+        self,
+        weight: Float[np.ndarray, "outputs inputs rows columns"],
+        bias: Float[np.ndarray, " outputs"],
+        groups: int,
+        taps: _Taps,
+        block: int,
+        channels: int,
+    ) -> Row:
+        """Append the nonzeros, ordered by block of input channels, then by output."""
+        outputs = weight.shape[0]
+        row, inner, y, x = np.nonzero(weight)
+        channel = inner + row // (outputs // groups) * weight.shape[1]
+        group = channel // block
+        order = np.argsort(group * outputs + row, kind="stable")
+        counts = np.bincount(group * outputs + row, minlength=-(-channels // block) * outputs)
+        places: Row = {
+            "starts": sum(map(len, self._starts)),
+            "bases": len(self._bases),
+            "biases": sum(map(len, self._biases)),
+        }
+        before = sum(map(len, self._values))
+        self._starts.append(before + np.concatenate([[0], np.cumsum(counts)]))
+        self._values.append(weight[row, inner, y, x][order])
+        self._offsets.append(taps.offset(channel % block, y, x)[order])
+        self._biases.append(bias)
+        step = block * taps.channel_stride
+        self._bases += [number * step for number in range(-(-channels // block))]
+        return places
+
+    def _mask(self, target: Value, vectors: int) -> int:
+        """Append one bit a position, set where the position is a pixel, and say where."""
+        position = np.arange(vectors * kernels.LANES)
+        pixel = (position % target.pitch < target.width) & (
+            position // target.pitch < target.height
+        )
+        bits = np.packbits(pixel.reshape(vectors, kernels.LANES), axis=1, bitorder="little")
+        place = sum(map(len, self._masks))
+        self._masks.append(bits.reshape(-1))
+        return place
+
+
+class _Taps:
+    """Distances from an output position to what its taps read."""
+
+    def __init__(self, value: Value, window: Window) -> None:
+        self.value, self.window = value, window
+        self._rows = _remainders(window, 0)
+        self._columns = _remainders(window, 1)
+        self.channel_stride = len(self._rows) * len(self._columns) * value.plane
+
+    def offset(
+        self, channel: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        down, row = np.divmod(y * self.window.dilation[0], self.window.stride[0])
+        right, column = np.divmod(x * self.window.dilation[1], self.window.stride[1])
+        phase = np.searchsorted(self._rows, row) * len(self._columns)
+        phase += np.searchsorted(self._columns, column)
+        plane = phase * self.value.plane + channel * self.channel_stride
+        return plane + down * self.value.pitch + right
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """Where a strided walk that begins at `first` meets the indices 0 to size - 1."""
+
+    source: int
+    target: int
+    count: int
+
+
+def _inside_range(first: int, step: int, size: int, limit: int) -> _Overlap:
+    target = max(0, -(first // step))
+    source = first + target * step
+    return _Overlap(source, target, max(0, min(limit - target, -((source - size) // step))))
+
+
+def _remainders(window: Window, axis: int) -> list[int]:
+    stride, dilation = window.stride[axis], window.dilation[axis]
+    return sorted({tap * dilation % stride for tap in range(window.kernel[axis])})
+
+
+def _channels_at_once(vectors: int, nonzeros: float) -> int:
+    """How many input channels one pass reads, if each has so many nonzeros in a row."""
+    cached = CACHED // (min(vectors, kernels.VECTORS) * kernels.LANES)
+    # A pass over a row costs as much as some nonzeros, so it should have more than those.
+    return max(1, cached, round(PASS / max(nonzeros, 1e-3)))
+
+
+def _between(source: Value, target: Value) -> Row:
+    """An operation that copies all pixels."""
+    return {
+        "kind": kernels.COPY,
+        "source_port": source.port,
+        "target_port": target.port,
+        "source": source.origin,
+        "target": target.origin,
+        "planes": source.channels,
+        "source_plane": source.plane,
+        "target_plane": target.plane,
+        "rows": target.height,
+        "columns": target.width,
+        "source_row": source.pitch,
+        "target_row": target.pitch,
+        "source_column": 1,
+    }
+
+
+def _joined(parts: Sequence[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
+    return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
