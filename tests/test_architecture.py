@@ -17,8 +17,13 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "models": set(),
     "data": {"training"},
     "pruning": {"training"},
+    "binary": {"training"},
+    "flow": {"training"},
+    "protein": {"flow"},
+    "scattering": set(),
     "report": set(),
-    "jobs": {"runs", "training", "models", "data", "pruning", "report"},
+    "jobs": {"runs", "training", "models", "data", "pruning", "binary", "flow", "protein"}
+    | {"scattering", "report"},
     "cli": {"jobs", "runs", "report", "training"},
     "__main__": {"cli"},
 }

@@ -328,14 +328,14 @@ def test_an_event_that_does_not_fit_leaves_no_torn_line(tmp_path, monkeypatch):
 
 
 def _hold(path, ready):
-    begun(path)
+    _run = begun(path)  # the lock goes with it
     ready.set()
     signal.pause()
 
 
 def test_a_second_process_is_kept_out_until_the_first_is_gone_however_it_ends(tmp_path):
     ready = FORK.Event()
-    first = FORK.Process(target=_hold, args=(tmp_path / "run", ready))
+    first = FORK.Process(target=_hold, args=(tmp_path / "run", ready), daemon=True)
     first.start()
     assert ready.wait(30)
     second = Run(tmp_path / "run", resume=True)

@@ -36,6 +36,14 @@ VERBS = {  # verb -> what it does, and examples
             "--data PATH --model mine:factory --weights mine.safetensors --rewind finetune",
         ),
     ),
+    "scatter": (
+        "scattering features, their bounds and what was measured against them",
+        (
+            "--data digits",
+            "--data PATH/cifar10 --limit 10000",
+            "--networks none --limit 200 --seeds 5",
+        ),
+    ),
     "report": ("one page over finished run folders", ("runs/demo runs/other --out page.html",)),
 }
 
@@ -55,6 +63,7 @@ class Job:
 _JOBS = {
     "prune": Job("prune", "DEFAULT"),
     "demo": Job("prune", "DEMO", Path("runs/demo")),
+    "scatter": Job("scatter", "DEFAULT"),
 }
 _USER_ERRNO = {
     errno.ENOSPC: "the disk is full: free some space, or give --out another place",

@@ -10,9 +10,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,16 +198,17 @@ def _export(compact: nn.Module, inputs: Tensor, path: Path, found: Deployment) -
         found.notes.append('no ONNX file: pip install "rectified[onnx]"')
         return None
     try:
-        torch.onnx.export(
-            compact,
-            (inputs[:2],),
-            path,
-            dynamo=True,
-            input_names=["images"],
-            dynamic_shapes={next(iter(_forward_names(compact))): {0: "batch"}},
-            external_data=False,
-            verbose=False,
-        )
+        with _silence():
+            torch.onnx.export(
+                compact,
+                (inputs[:2],),
+                path,
+                dynamo=True,
+                input_names=["images"],
+                dynamic_shapes=({0: "batch"},),
+                external_data=False,
+                verbose=False,
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -221,10 +225,18 @@ def _export(compact: nn.Module, inputs: Tensor, path: Path, found: Deployment) -
     return session
 
 
-def _forward_names(network: nn.Module) -> Sequence[str]:
-    import inspect
-
-    return list(inspect.signature(network.forward).parameters)
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter warns about packages that we do not need and about its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _milliseconds(

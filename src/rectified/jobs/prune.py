@@ -20,6 +20,7 @@ from rectified.jobs.classifiers import (
     recipe,
     training_batches,
 )
+from rectified.jobs.deploy import Architecture, Deployment, deploy
 from rectified.jobs.options import Words, seed_list
 from rectified.jobs.prune_training import Request, train_all
 from rectified.jobs.statistics import interval
@@ -88,6 +89,9 @@ class PruneConfig:
         together: networks trained as one module; by default many for an mlp, else one.
         dead_threshold: outputs up to this size count as zero; needed for GELU and SiLU.
         dead_examples: training examples on which dead neurons are counted, at most.
+        deploy: also make the network small and fast: lean.safetensors, lean.onnx, times and sizes.
+        drop_never_fires: let deployment remove neurons that never fired on `dead_examples`, which
+            is a claim about data, not about weights.
         seeds: how many seeds, from 0.
         seed: one seed alone.
         device: auto, cpu or cuda.
@@ -120,6 +124,8 @@ class PruneConfig:
     together: int | None = None
     dead_threshold: float = 0.0
     dead_examples: int = 10_000
+    deploy: bool = False
+    drop_never_fires: bool = False
     seeds: int = 3
     seed: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -471,18 +477,19 @@ class _Study:
             "dynamic_dnr": dead.dynamic(),
             "static_dnr": dead.static(),
         }
-        validation = self.quality(model, data.validation)["accuracy"]
+        last = cycle.number == self.config.cycles
+        validation = self.quality(model, data.validation)["accuracy"] if last else None
         seconds += time.perf_counter() - begin
         for one in [arm] if arm.ap != "dense" else self.dense_for(arm):
             row = {"seed": one.seed, "score": one.score, "ap": one.ap}
             self.found.rows.append({**row, **measured, "seconds": seconds})
             self.folder.log({"event": "cycle", **row, **measured, "validation": validation})
-            if cycle.number == self.config.cycles:
+            if validation is not None:
                 self.found.layers += layer_rows(one, cycle, dead)
                 self.keep_best(one, cycle, validation)
         self.note_shortfall(arm, cycle)
         self.found.cycles[arm.key] = {f.name: getattr(cycle, f.name) for f in fields(cycle)}
-        if cycle.number == self.config.cycles and arm.ap != "dense":
+        if last and arm.ap != "dense":
             self.found.finished.append(arm.key)
             del self.found.cycles[arm.key]
 
@@ -530,19 +537,54 @@ class _Study:
         assert found.best is not None
         about = {k: str(v) for k, v in found.best.items() if k != "state"}
         self.folder.write_weights(found.best["state"], {"model": self.config.model, **about})
-        details = {"layers": found.layers, "notes": found.notes, "shortfalls": found.shortfalls}
-        details["saved"] = about
-        self.folder.write_json("details.json", details)
-        results = {
+        details: dict[str, Any] = {
+            "layers": found.layers,
+            "notes": found.notes,
+            "shortfalls": found.shortfalls,
+            "saved": about,
+        }
+        results: dict[str, Any] = {
             "verb": "prune",
             "config": config,
             "environment": dict(facts),
             "rows": rows,
             "summary": summary,
         }
+        if self.config.deploy and self.folder.writer:
+            deployment = self.deploy(found.best)
+            results["deploy"] = deployment.sizes
+            details["deployment"] = vars(deployment)
+        self.folder.write_json("details.json", details)
         self.folder.write_text("report.html", prune_report.page(results, details))
         self.folder.write_results(**results)
         return prune_report.text(results, details)
+
+    def deploy(self, best: Mapping[str, Any]) -> Deployment:
+        """Make the saved network lean."""
+        data = self.data(best["seed"])
+        network = self.model(data, best["seed"])
+        network.load_state_dict(best["state"])
+        inputs, _ = next(iter(data.test))
+        never_fires = None
+        if self.config.drop_never_fires:
+            dead = dead_neuron_rate(network, data.neurons)
+            never_fires = {site.name: site.never_fires for site in dead.sites}
+            inputs, _ = next(iter(data.neurons))  # the claim is about these
+        images = data.images
+        architecture = Architecture(
+            self.config.model,
+            len(images.classes),
+            images.channels,
+            (images.height, images.width),
+            self.config.norm == "batch",
+        )
+        found = deploy(network, architecture, inputs, self.folder, never_fires=never_fires)
+        if never_fires is not None:
+            found.notes.append(
+                f"neurons that never fired on {dead.examples} training examples were removed: on "
+                "other data they might have fired"
+            )
+        return found
 
 
 Plan = Iterator[Training | Cycle]

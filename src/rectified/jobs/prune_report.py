@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rectified.jobs import deploy_report
 from rectified.jobs.statistics import Interval, holm, interval, paired
 from rectified.report import (
     Code,
@@ -160,6 +161,7 @@ def text(results: Results, details: Mapping[str, Any]) -> str:
             )
     found = [verdict(effect) for effect in effects(rows)]
     lines_ += [f"\n{one.title}\n  {one.text}" for one in found]
+    lines_ += deploy_report.lines(details["deployment"]) if "deployment" in details else []
     lines_ += [f"\nnote: {note}" for note in details["notes"]]
     lines_ += [f"\nnote: {_shortfall(details)}"] if details["shortfalls"] else []
     return "\n".join(lines_)
@@ -193,11 +195,13 @@ def subtitle(results: Results) -> str:
 
 def sections(results: Results, details: Mapping[str, Any]) -> tuple[Section, ...]:
     """The parts of the report, for a page of its own or one over several runs."""
+    deployed = details.get("deployment")
     return (
         Section("What was found", tuple(_findings(results, details))),
         Section("Accuracy and dead neurons", tuple(_curves(results))),
         Section("The effect, density by density", tuple(_effect_tables(results))),
         Section("Layer by layer", tuple(_layers(details))),
+        *([Section("Deployment", tuple(deploy_report.parts(deployed)))] if deployed else []),
         Section("What to do next", (Text(tuple(_advice(results, details))),)),
         Section("How this was made", tuple(_origin(results))),
     )

@@ -43,8 +43,8 @@ Normaliser = Literal["live", "all"]
 _SAME = 1e-6
 # a few examples rule out nearly every neuron that might be constant, so that few are looked up
 _GLANCE = 4
-# values that two float32 copies of fit into a second-level cache
-_CACHED = 2**17
+# float32 values that fit into a second-level cache
+_CACHED = 2**18
 
 
 @dataclass(frozen=True)
@@ -217,11 +217,12 @@ class _Counter:
             self.candidates = (flat[0].abs() > threshold).nonzero().squeeze(1)
             self.values = flat[0, self.candidates]
             self._keep_constant(flat[:_GLANCE])
+        # float32 sums of up to 2^24 ones are exact, and faster than integer ones
+        fired = torch.zeros_like(self.fired, dtype=torch.float32)
         for part in _in_cache(flat):
-            # float32 sums of up to 2^24 ones are exact, and faster than integer ones
-            fired = _fires(part, threshold).sum(0, dtype=torch.float32)
-            self.fired += fired.long()
-            self.total = self.total + fired.sum()
+            fired += _fires(part, threshold).sum(0, dtype=torch.float32)
+        self.fired += fired.long()
+        self.total = self.total + fired.sum()
         self.examples += len(flat)
         self._keep_constant(flat)
 

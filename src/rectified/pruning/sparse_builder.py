@@ -125,25 +125,18 @@ class Builder:
             The output.
         """
         height, width = window.output(value.height, value.width)
-        if window.keeps_size:
-            value = self._surrounded(value, int(np.count_nonzero(weight)))
-            taps = _Taps(value, window)
-            shift = window.padding[0] * value.pitch + window.padding[1]
-            source = value.origin - shift
-        else:
-            taps = _Taps(self._phases(value, window, height, width), window)
-            source = taps.value.start
+        nonzeros = int(np.count_nonzero(weight))
+        taps = self._taps(value, window, nonzeros)
         outputs = weight.shape[0]
         added = -1 if initial is None else self._inside(initial).origin
         target = self._allocate(outputs, height, width, self._halo_of(taps.value))
         vectors = -(-((height - 1) * target.pitch + width) // kernels.LANES)
-        density = np.count_nonzero(weight) / max(weight.size, 1)
-        block = _channels_at_once(vectors, density * weight[0, 0].size / groups)
+        block = _channels_at_once(vectors, nonzeros / (outputs * value.channels))
         self._operations.append(
             {
                 "kind": kernels.SPARSE,
                 "source_port": taps.value.port,
-                "source": source,
+                "source": taps.source,
                 "target": target.origin,
                 "initial": added,
                 "planes": outputs,
@@ -248,6 +241,15 @@ class Builder:
             self._copies[value.port] = self.pin(self._copied(value, self.halo))
         return self._copies[value.port]
 
+    def _taps(self, value: Value, window: Window, nonzeros: int) -> _Taps:
+        """What a convolution's taps read, brought into a form where all are plain distances."""
+        if not window.keeps_size:
+            phases = self._phases(value, window)
+            return _Taps(phases, phases.start, window)
+        value = self._surrounded(value, nonzeros)
+        shift = window.padding[0] * value.pitch + window.padding[1]
+        return _Taps(value, value.origin - shift, window)
+
     def _surrounded(self, value: Value, nonzeros: int) -> Value:
         """An input that a convolution can read beyond its planes."""
         # Tiles that end with the plane need no border. Planes a power of two apart share cache
@@ -314,8 +316,9 @@ class Builder:
             }
         )
 
-    def _phases(self, value: Value, window: Window, height: int, width: int) -> Value:
+    def _phases(self, value: Value, window: Window) -> Value:
         """Take an image apart by remainder modulo the stride, with its zero padding around it."""
+        height, width = window.output(value.height, value.width)
         tall = height + window.reach[0] // window.stride[0]
         wide = width + window.reach[1] // window.stride[1]
         rows, columns = _remainders(window, 0), _remainders(window, 1)
@@ -387,10 +390,16 @@ class Builder:
 
 
 class _Taps:
-    """Distances from an output position to what its taps read."""
+    """Distances from an output position to what its taps read.
 
-    def __init__(self, value: Value, window: Window) -> None:
-        self.value, self.window = value, window
+    Args:
+        value: what is read.
+        source: position that the first tap of the first output reads.
+        window: geometry of the taps.
+    """
+
+    def __init__(self, value: Value, source: int, window: Window) -> None:
+        self.value, self.source, self.window = value, source, window
         self._rows = _remainders(window, 0)
         self._columns = _remainders(window, 1)
         self.channel_stride = len(self._rows) * len(self._columns) * value.plane

@@ -285,26 +285,27 @@ def bytes_of(typing, array, index):
 
 @intrinsic
 @no_type_check
-def arrive(typing, counter):
-    """Add one to counter[0], for all threads to see, and return the count before."""
+def count_up(typing, counters, index):
+    """Add one to counters[index], for all threads to see, and return the count before."""
 
     def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.atomic_rmw("add", data, ir.Constant(_INT, 1), "acq_rel")
+        place = builder.gep(data, [arguments[1]])
+        return builder.atomic_rmw("add", place, ir.Constant(_INT, 1), "acq_rel")
 
-    return types.int64(counter), generate
+    return types.int64(counters, index), generate
 
 
 @intrinsic
 @no_type_check
-def arrived(typing, counter):
-    """Read counter[0] as all threads see it."""
+def count_of(typing, counters, index):
+    """Read counters[index] as all threads see it."""
 
     def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(data, "acquire", 8)
+        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
 
-    return types.int64(counter), generate
+    return types.int64(counters, index), generate
 
 
 @intrinsic
@@ -323,11 +324,10 @@ def give_way(typing):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _wait(counter, count):
-    """Come back when `counter` says that all have arrived."""
-    arrive(counter)
+def _wait(counters, index, count):
+    """Come back when counters[index] is `count`."""
     spins = 0
-    while arrived(counter) < count:
+    while count_of(counters, index) < count:
         spins += 1
         if spins > SPINS:
             give_way()
@@ -488,8 +488,35 @@ def _transpose(operation, source, target, rows, columns, rank, ranks):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def execute(operations, tables, ports, strides, items, samples, rank, ranks, counter):
+def _perform(operation, tables, ports, strides, item, samples, rank, ranks):
+    origin, goal = operation.source_port, operation.target_port
+    source = ports[origin] + 4 * (item * strides[origin] + operation.source)
+    target = ports[goal] + 4 * (item * strides[goal] + operation.target)
+    if operation.kind == SPARSE:
+        _sparse(operation, source, target, tables, rank, ranks)
+    elif operation.kind == COPY:
+        _copy(operation, source, target, rank, ranks)
+    elif operation.kind == MAXIMUM:
+        _maximum(operation, source, target, rank, ranks)
+    elif operation.kind == MEAN:
+        _mean(operation, source, target, rank, ranks)
+    else:
+        rows, columns = operation.rows, operation.columns
+        if origin == 0:  # out of the arena: the samples are the columns
+            columns = min(columns, samples - item * columns)
+        else:
+            rows = min(rows, samples - item * rows)
+        _transpose(operation, source, target, rows, columns, rank, ranks)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def execute(operations, tables, ports, strides, items, samples, shares, counters):
     """Run a program on items[0] to items[1] of a batch.
+
+    With `shares` above 1, any number of threads may call this with the same arguments. Each takes
+    the next share of an operation that is left, so nobody waits for a thread that the system has
+    not started yet; only a share that was begun is waited for.
 
     Args:
         operations: array of `OPERATION`.
@@ -498,32 +525,19 @@ def execute(operations, tables, ports, strides, items, samples, rank, ranks, cou
         strides: how many floats an item takes in each port; 0 for the arena.
         items: the first item and the one after the last.
         samples: how many rows the batch has, for programs whose item is several of them.
-        rank, ranks: which share of every operation this thread does, of how many.
-        counter: one zero, shared by the `ranks` threads, which wait for each other after every
-            operation.
+        shares: in how many parts an operation is done; 1 if no other thread helps.
+        counters: two zeros for each operation of each item: shares taken, shares done.
     """
-    phase = 0
     for item in range(items[0], items[1]):
         for number in range(operations.shape[0]):
             operation = operations[number]
-            origin, goal = operation.source_port, operation.target_port
-            source = ports[origin] + 4 * (item * strides[origin] + operation.source)
-            target = ports[goal] + 4 * (item * strides[goal] + operation.target)
-            if operation.kind == SPARSE:
-                _sparse(operation, source, target, tables, rank, ranks)
-            elif operation.kind == COPY:
-                _copy(operation, source, target, rank, ranks)
-            elif operation.kind == MAXIMUM:
-                _maximum(operation, source, target, rank, ranks)
-            elif operation.kind == MEAN:
-                _mean(operation, source, target, rank, ranks)
-            else:
-                rows, columns = operation.rows, operation.columns
-                if origin == 0:  # out of the arena: the samples are the columns
-                    columns = min(columns, samples - item * columns)
-                else:
-                    rows = min(rows, samples - item * rows)
-                _transpose(operation, source, target, rows, columns, rank, ranks)
-            if ranks > 1:
-                phase += 1
-                _wait(counter, phase * ranks)
+            if shares == 1:
+                _perform(operation, tables, ports, strides, item, samples, 0, 1)
+                continue
+            taken = 2 * ((item - items[0]) * operations.shape[0] + number)
+            share = count_up(counters, taken)
+            while share < shares:
+                _perform(operation, tables, ports, strides, item, samples, share, shares)
+                count_up(counters, taken + 1)
+                share = count_up(counters, taken)
+            _wait(counters, taken + 1, shares)

@@ -23,6 +23,7 @@ from rectified.pruning import sparse_kernels as kernels
 from rectified.pruning.gang import together
 
 GANG_WORK = 250_000  # vector operations, about 100 microseconds: less is not worth a hand-over
+SHARES = 2  # parts of an operation for each thread, so that a late one delays little
 
 
 class Program:
@@ -72,18 +73,19 @@ class Program:
         return outputs
 
     def _items(self, ports: list[int], items: int, samples: int, rank: int, ranks: int) -> None:
-        """Run this thread's share of the items."""
+        """Run this thread's items."""
         mine = (items * rank // ranks, items * (rank + 1) // ranks)
         arena = self._borrow()
-        self._execute(arena, ports, mine, samples, 0, 1, np.zeros(1, np.int64))
+        self._execute(arena, ports, mine, samples, 1, np.zeros(0, np.int64))
         self._arenas.append(arena)
 
     def _side_by_side(self, ports: list[int], items: int, samples: int) -> bool:
         """Let all threads share every operation."""
-        arena, counter, ranks = self._borrow(), np.zeros(1, np.int64), self._threads
+        arena, shares = self._borrow(), SHARES * self._threads
+        counters = np.zeros(2 * items * len(self._operations), np.int64)
         done = together(
-            lambda rank: self._execute(arena, ports, (0, items), samples, rank, ranks, counter),
-            ranks,
+            lambda rank: self._execute(arena, ports, (0, items), samples, shares, counters),
+            self._threads,
         )
         self._arenas.append(arena)
         return done
@@ -94,9 +96,8 @@ class Program:
         ports: list[int],
         items: tuple[int, int],
         samples: int,
-        rank: int,
-        ranks: int,
-        counter: NDArray[np.int64],
+        shares: int,
+        counters: NDArray[np.int64],
     ) -> None:
         places = np.array([arena.data_ptr(), *ports[1:]], np.int64)
         kernels.execute(
@@ -106,9 +107,8 @@ class Program:
             self._strides,
             items,
             samples,
-            rank,
-            ranks,
-            counter,
+            shares,
+            counters,
         )
 
     def _borrow(self) -> Tensor:

@@ -14,6 +14,7 @@ from itertools import product
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
@@ -157,8 +158,8 @@ def responses(
         raise UserError(f"filters have {len(window)} dimensions, the grid has {len(grid)}")
     if any(w > n for w, n in zip(window, grid, strict=True)):
         raise UserError(f"grid must be at least as large as the filters, {window}, got {grid}")
-    padded = taps.new_zeros(*taps.shape[:2], *grid)
-    padded[(..., *(slice(w) for w in window))] = taps
+    margins = [n - w for w, n in zip(window, grid, strict=True)]
+    padded = F.pad(taps, [part for margin in reversed(margins) for part in (0, margin)])
     axes = tuple(range(-len(grid), 0))
     return torch.fft.fftn(padded.roll([-(w // 2) for w in window], axes), dim=axes)
 
@@ -182,14 +183,12 @@ def _separable_on(grid: Grid, *, J: int, low: Float[Tensor, " taps"]) -> FilterB
         axes = [_dilated(pair, n, 2**j) for n in grid]
         for choice in list(product((0, 1), repeat=len(grid)))[1:]:
             filters.append(before * _outer([a[c] for a, c in zip(axes, choice, strict=True)]))
-            atoms.append(Atom(j))
+            atoms.append(Atom(float(j)))
         before = before * _outer([axis[0] for axis in axes])
     return FilterBank(before, torch.stack(filters).unsqueeze(1), atoms=tuple(atoms))
 
 
-def _dilated(
-    taps: Float[Tensor, "pair taps"], size: int, step: int
-) -> Num[Tensor, "pair size"]:
+def _dilated(taps: Float[Tensor, "pair taps"], size: int, step: int) -> Num[Tensor, "pair size"]:
     """Responses of filters with `step - 1` zeros between their taps: frequency times `step`."""
     bins = torch.arange(size, dtype=torch.float64) * step % size
     times = torch.arange(taps.shape[1], dtype=torch.float64)

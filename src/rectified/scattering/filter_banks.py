@@ -223,8 +223,9 @@ def check_grid(grid: Grid, smallest: int, why: str) -> None:
         UserError: if an axis has fewer than `smallest` points.
     """
     if min(grid) < smallest:
-        raise UserError(f"grid must have at least {smallest} points an axis for {why}, "
-                        f"got {_sizes(grid)}")
+        raise UserError(
+            f"grid must have at least {smallest} points an axis for {why}, got {_sizes(grid)}"
+        )
 
 
 def _check_positive(energy: Float[Tensor, "*grid"]) -> None:

@@ -171,7 +171,9 @@ def _pairs(
     """All children of the paths that are left, and their places among all of their depth."""
     bank, before = network.banks[depth], network.kept[depth]
     if before is not None:
-        renumbered = torch.full((int(places.max()) + 1,), -1).scatter(0, places, torch.arange(len(places)))
+        renumbered = torch.full((int(places.max()) + 1,), -1).scatter(
+            0, places, torch.arange(len(places))
+        )
         known = (before[0] < len(renumbered)).nonzero().flatten()
         known = known[renumbered[before[0][known]] >= 0]
         return (renumbered[before[0][known]], before[1][known]), known

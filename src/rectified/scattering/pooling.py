@@ -7,8 +7,8 @@
     power          (sum |f|^p)^{1/p} over a block: 1 for p >= 2, else S^{d(1/p - 1/2)}
     linear         S^{d/2} times every S-th value of f * phi: max_k (sum_j |phi(k + jN/S)|^2)^{1/2}
 
-`average` is the discrete counterpart of the theory's S^{d/2} f(S.): it is what the rescaling becomes
-on smooth maps, and it cannot expand. Literal S^{d/2} f[Sn] can: aliasing makes its constant S^{d/2}.
+`average` is the discrete counterpart of the theory's S^{d/2} f(S.): on smooth maps it is the same,
+and it cannot expand. Literal S^{d/2} f[Sn] can: by aliasing its constant is S^{d/2}.
 
 All commute with translations by multiples of S. Blocks tile the grid, so S must divide it.
 
@@ -253,7 +253,9 @@ def _always(grid: Grid, *, value: float) -> float:
 
 
 def _subsample(maps: Tensor, dimensions: int, *, factor: int) -> Tensor:
-    return maps[(..., *(slice(None, None, factor),) * dimensions)]
+    for axis in range(-dimensions, 0):
+        maps = maps.unfold(axis, 1, factor).squeeze(-1)
+    return maps
 
 
 def _blocks(maps: Tensor, dimensions: int, factor: int) -> Tensor:
@@ -315,7 +317,9 @@ def _estimated_constant(
     zero = function(torch.zeros_like(pair[0, :1]), dimensions)
     expected = tuple(size // factor for size in grid)
     if tuple(zero.shape[1:]) != expected:
-        raise UserError(f"{name} must give grid {expected} from {grid}, got {tuple(zero.shape[1:])}")
+        raise UserError(
+            f"{name} must give grid {expected} from {grid}, got {tuple(zero.shape[1:])}"
+        )
     if not bool((zero.abs() <= 1e-12).all()):
         raise UserError(f"{name} must keep 0 at 0, got {zero.abs().max().item():g}")
     pair.requires_grad_()
@@ -323,11 +327,11 @@ def _estimated_constant(
     best = 0.0
     for _ in range(_ASCENT):
         moved = (function(pair[0], dimensions) - function(pair[1], dimensions)).flatten(1)
+        if not moved.isfinite().all():
+            raise UserError(f"{name} must be finite, got NaN or infinity")
         quotients = moved.norm(dim=1) / (pair[0] - pair[1]).flatten(1).norm(dim=1)
         best = max(best, float(quotients.detach().max()))
         optimizer.zero_grad()
         (-quotients.sum()).backward()
         optimizer.step()
-    if not math.isfinite(best):
-        raise UserError(f"{name} must be finite, got NaN or infinity")
     return best

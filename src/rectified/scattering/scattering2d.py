@@ -75,7 +75,7 @@ class Scattering2D(nn.Module):
         choose("out_type", out_type, get_args(OutType))
         if len(shape) != 2:
             raise UserError(f"shape must be (height, width), got {tuple(shape)}")
-        if J < 1 or 2**J > min(shape):
+        if J < 1 or min(shape) < 2**J:
             raise UserError(
                 f"J must be at least 1 and 2^J at most the smaller side {min(shape)}, got {J}"
             )

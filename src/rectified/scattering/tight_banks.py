@@ -219,8 +219,10 @@ def _directional_on(
         filters = _joined(ring**2 * _wedges(grid, tiling, count), symmetry, len(grid))
         turn = 2 * math.pi / count
         squares.append(filters)
-        atoms += [Atom(j, None if symmetry == "real" and len(grid) == 1 else k * turn)
-                  for k in range(len(filters))]
+        atoms += [
+            Atom(float(j), None if symmetry == "real" and len(grid) == 1 else k * turn)
+            for k in range(len(filters))
+        ]
     return FilterBank(
         output, torch.cat(squares).sqrt().unsqueeze(1), symmetry == "half", tuple(atoms)
     )

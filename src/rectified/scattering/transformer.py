@@ -32,6 +32,7 @@ class ScatteringTransformer(TransformerMixin, BaseEstimator):
         shape: height and width, or channels, height and width, if images come flattened.
         log: whether to take the logarithm of coefficients (plus 1e-3 of their largest mean).
         floor: share of the largest standard deviation that is added to each, at least 0.
+        device: where to compute: cpu or cuda.
 
     Example:
         >>> images = np.random.default_rng(0).random((20, 16, 16), dtype=np.float32)
@@ -48,6 +49,7 @@ class ScatteringTransformer(TransformerMixin, BaseEstimator):
         shape: tuple[int, ...] | None = None,
         log: bool = False,
         floor: float = 0.02,
+        device: str = "cpu",
     ) -> None:
         self.J = J
         self.L = L
@@ -55,6 +57,7 @@ class ScatteringTransformer(TransformerMixin, BaseEstimator):
         self.shape = shape
         self.log = log
         self.floor = floor
+        self.device = device
 
     def fit(self, X: Any, y: Any = None) -> ScatteringTransformer:
         """Learn the scale of every feature.
@@ -93,7 +96,7 @@ class ScatteringTransformer(TransformerMixin, BaseEstimator):
     def _coefficients(self, X: Any) -> np.ndarray:
         images = self._images(X)
         scattering = Scattering2D(self.J, tuple(images.shape[-2:]), self.L, self.max_order)
-        parts = [scattering(part).flatten(1) for part in images.split(_BATCH)]
+        parts = [scattering(part.to(self.device)).flatten(1).cpu() for part in images.split(_BATCH)]
         return torch.cat(parts).numpy()
 
     def _images(self, X: Any) -> torch.Tensor:

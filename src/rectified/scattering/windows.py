@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from jaxtyping import Float
@@ -48,10 +48,7 @@ def bands(
     The squares sum to one. The finest ring reaches into the corners of the grid.
     """
     lows = [torch.ones_like(radius)] + [low_pass(radius, 2.0**-j) for j in range(1, J + 1)]
-    rings = [
-        (upper**2 - lower**2).clamp_min(0).sqrt()
-        for upper, lower in zip(lows, lows[1:], strict=False)
-    ]
+    rings = [(upper**2 - lower**2).clamp_min(0).sqrt() for upper, lower in pairwise(lows)]
     return lows[-1], rings
 
 
@@ -60,9 +57,7 @@ def bumps(position: Float[Tensor, "*grid"], period: float, count: int) -> list[T
     if count == 1:
         return [torch.ones_like(position)]
     spacing = period / count
-    distances = (
-        (position - k * spacing + period / 2) % period - period / 2 for k in range(count)
-    )
+    distances = ((position - k * spacing + period / 2) % period - period / 2 for k in range(count))
     return [torch.cos(math.pi / 2 * meyer(distance.abs() / spacing)) for distance in distances]
 
 

@@ -2,10 +2,10 @@
 
 | statement | bound | measured by |
 | --- | --- | --- |
-| no layer expands | `admissibility` | a pure tone at the largest Littlewood-Paley sum |
+| no layer expands | `admissibility` | a pure tone where most passes |
 | the network does not expand | `network_constant` | `adversarial_ratio` |
-| deeper features move less | `translation_bound`, `decay_bound` | `distance` of features of translates |
-| deformations move features little | `network_constant` times a bound of `deformation` | `distance` |
+| deeper features move less | `translation_bound`, `decay_bound` | `distance` |
+| deformations move features little | `network_constant` times `..._bound` | `distance` |
 | energy is conserved and put out | `propagation_bound`, `layers_needed` | `energies` |
 
 Norms are sums over the grid, without a factor for its spacing, unless said otherwise.
@@ -40,8 +40,8 @@ from rectified.scattering.bounds.translation import decay_bound, reduction, tran
 
 __all__ = [
     "Energies",
-    "adversarial_ratio",
     "admissibility",
+    "adversarial_ratio",
     "band_limited_bound",
     "cartoon_bound",
     "decay_bound",

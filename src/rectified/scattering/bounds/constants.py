@@ -60,9 +60,7 @@ def is_exact(network: ScatteringNetwork) -> bool:
         >>> is_exact(ScatteringNetwork([Layer(wavelets())], (8, 8)))
         True
     """
-    return all(
-        layer.nonlinearity.is_exact and layer.pooling.is_exact for layer in network.layers
-    )
+    return all(layer.nonlinearity.is_exact and layer.pooling.is_exact for layer in network.layers)
 
 
 def depth_constants(network: ScatteringNetwork) -> list[float]:

@@ -3,13 +3,14 @@
 A network with constant c moves at most c times as far as the signal, whatever its layers
 (`network_constant`), so a bound on ||F f - f|| for a class of signals is a bound for the features:
 
-    band-limited to R   ( 2 pi kappa R |tau| + 2 pi |w| ) ||f||                  C = 2 pi kappa <= 7.37
-    any smooth f        kappa |tau| ||grad f|| + 2 pi |w| ||f||                  tighter, signal by signal
-    cartoon f1 + 1_D f2 smooth parts + ||f2||_inf |{x : dist(x, dD) <= |tau|}|^(1/2)   order |tau|^(1/2)
+    band-limited to R   ( 2 pi kappa R |tau| + 2 pi |w| ) ||f||
+    any smooth f        kappa |tau| ||grad f|| + 2 pi |w| ||f||
+    cartoon f1 + 1_D f2 smooth parts + ||f2||_inf |{x : dist(x, dD) <= |tau|}|^(1/2)
     Lipschitz, K        K |tau| |supp f + B(|tau|)|^(1/2)
 
-with |tau|, |w| suprema, delta = d |D tau|_inf <= 1/2 and kappa = 2 (1 - sqrt(1 - delta)) / delta, at
-most 4 - 2 sqrt(2). Lengths are in units of the period of the torus, norms integrals over it.
+with |tau|, |w| suprema, delta = d |D tau|_inf <= 1/2, kappa = 2 (1 - sqrt(1 - delta)) / delta, at
+most 4 - 2 sqrt(2). So the constant of the first is 2 pi kappa <= 7.37; the second is tighter for
+each signal; the third is of order |tau|^(1/2). Lengths are in periods, norms are integrals.
 
 Proof of the second line. f(x) - f(x - tau) is the integral of grad f(x - s tau) . tau over s in
 [0, 1]; x -> x - s tau(x) is a diffeomorphism with determinant at least 1 - s delta (Brent, Osborn

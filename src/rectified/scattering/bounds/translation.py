@@ -58,9 +58,7 @@ def translation_bound(network: ScatteringNetwork, shift: Sequence[int], depth: i
     """
     factor = _checked(network, shift, depth)
     response = network.banks[depth].output
-    phase = sum(
-        axis * step / factor for axis, step in zip(_turns(response), shift, strict=True)
-    )
+    phase = sum(axis * step / factor for axis, step in zip(_turns(response), shift, strict=True))
     assert isinstance(phase, Tensor)
     moved = 2 * torch.sin(math.pi * phase).abs() * response.abs()  # |e^{-2 pi i a} - 1|
     return float(moved.max()) * gain(network, depth)

@@ -1,0 +1,380 @@
+"""The study: every score and arm, the same densities, and numbers that others can compute again."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from rectified.cli import main
+from rectified.data import load_images
+from rectified.errors import UserError
+from rectified.jobs import prune_report
+from rectified.jobs.classifiers import build, plain_batches
+from rectified.jobs.prune import DEFAULT, DEMO, SCORES, PruneConfig, resolve, summarise
+from rectified.jobs.statistics import Interval
+from rectified.pruning import ARMS, activate
+from rectified.runs import read_json, read_results
+from rectified.training import classification_quality, evaluate
+
+FAST = "--limit 300 --epochs 2 --device cpu --quiet"
+ROW = ["seed", "score", "ap", "cycle", "density", "accuracy", "loss"]
+ROW += ["dynamic_dnr", "static_dnr", "seconds"]
+SUMMARY = ["score", "ap", "cycle", "density", "accuracy_mean", "accuracy_ci95"]
+SUMMARY += ["dynamic_dnr_mean", "n"]
+
+
+def prune(folder, flags):
+    assert main(["prune", "--out", str(folder), *FAST.split(), *flags.split()]) == 0
+    return read_results(folder)
+
+
+def of(results, **wanted):
+    return [row for row in results["rows"] if wanted.items() <= row.items()]
+
+
+def without_seconds(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Four arms, three seeds, three cycles of the digits MLP."""
+    folder = tmp_path_factory.mktemp("study") / "run"
+    return folder, prune(folder, "--ap off,lite,pro,off_pro --cycles 3 --seeds 3")
+
+
+# ---- what is written
+
+
+def test_results_have_exactly_the_public_fields(study):
+    _, results = study
+    assert list(results) == ["verb", "config", "environment", "rows", "summary"]
+    assert all(list(row) == ROW for row in results["rows"])
+    assert all(list(row) == SUMMARY for row in results["summary"])
+    assert len(results["rows"]) == 4 * 3 * 4
+    assert len(results["summary"]) == 4 * 4
+    rates = ("density", "accuracy", "dynamic_dnr", "static_dnr")
+    assert all(0 <= row[name] <= 1 for row in results["rows"] for name in rates)
+
+
+def test_all_arms_have_the_same_density_in_every_cycle(study):
+    _, results = study
+    weights = 64 * 64 + 64 * 64 + 64 * 10
+    kept = weights
+    for cycle in range(4):
+        assert {row["density"] for row in of(results, cycle=cycle)} == {kept / weights}
+        kept -= round(0.2 * kept)
+
+
+def test_all_arms_share_their_dense_network(study):
+    _, results = study
+    for seed in range(3):
+        dense = [(row["accuracy"], row["loss"]) for row in of(results, seed=seed, cycle=0)]
+        assert len(dense) == 4
+        assert len(set(dense)) == 1
+
+
+def test_the_summary_is_what_scipy_makes_of_the_rows(study):
+    _, results = study
+    for line in results["summary"]:
+        members = of(results, **{key: line[key] for key in ("score", "ap", "cycle")})
+        accuracy = [row["accuracy"] for row in members]
+        low, high = stats.ttest_1samp(accuracy, 0.0).confidence_interval(0.95)
+        assert line["accuracy_mean"] == pytest.approx(np.mean(accuracy), rel=1e-12)
+        assert line["accuracy_ci95"] == pytest.approx((high - low) / 2, rel=1e-9)
+        assert line["dynamic_dnr_mean"] == pytest.approx(np.mean([r["dynamic_dnr"] for r in members]))
+        assert line["n"] == 3
+
+
+def test_the_effect_is_paired_over_seeds(study):
+    _, results = study
+    effects = {(one.ap, one.base): one for one in prune_report.effects(results["rows"])}
+    assert set(effects) == {("lite", "off"), ("pro", "off_pro"), ("off_pro", "off")}
+
+    def by_seed(ap):
+        return [
+            np.mean([row["accuracy"] for row in of(results, ap=ap, seed=seed) if row["cycle"]])
+            for seed in range(3)
+        ]
+
+    reference = stats.ttest_rel(by_seed("pro"), by_seed("off_pro"))
+    found = effects["pro", "off_pro"].accuracy
+    assert found.p == pytest.approx(reference.pvalue, rel=1e-9)
+    assert found.low == pytest.approx(reference.confidence_interval(0.95).low, rel=1e-9)
+
+
+def test_the_saved_network_is_the_one_that_was_measured(study):
+    folder, results = study
+    saved = read_json(folder / "details.json")["saved"]
+    data = load_images("digits", seed=int(saved["seed"]), limit=300)
+    weights = str(folder / "model.safetensors")
+    network = build("mlp", data, seed=9, norm=False, weights=weights)
+    found = evaluate(
+        network, classification_quality, plain_batches(data.test, data, device=torch.device("cpu"))
+    )
+    (row,) = of(results, seed=int(saved["seed"]), ap=saved["ap"], cycle=3)
+    assert found["accuracy"] == pytest.approx(row["accuracy"])
+    zeros = sum(int((p == 0).sum()) for n, p in network.named_parameters() if "weight" in n)
+    assert 1 - zeros / 8832 == pytest.approx(row["density"])
+
+
+def test_the_page_needs_nothing_else_and_says_the_verdict(study):
+    folder, results = study
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert not re.search(r"<(link|iframe|script src)", page)
+    for effect in prune_report.effects(results["rows"]):
+        assert prune_report.verdict(effect).title in page
+    for word in ("Layer by layer", "What to do next", "Settings", "Environment"):
+        assert word in page
+
+
+def test_details_count_every_layer_and_activation(study):
+    folder, _ = study
+    layers = read_json(folder / "details.json")["layers"]
+    kept = [row for row in layers if row["kind"] == "layer" and row["ap"] == "lite"]
+    assert len(kept) == 3 * 3
+    assert sum(row["weights"] for row in kept) == 3 * 8832
+    sites = [row for row in layers if row["kind"] == "site" and row["ap"] == "lite"]
+    assert len(sites) == 3 * 2
+    assert {row["neurons"] for row in sites} == {64}
+
+
+def test_undefined_intervals_are_null(tmp_path):
+    results = prune(tmp_path / "run", "--seed 4 --cycles 1")
+    assert {row["seed"] for row in results["rows"]} == {4}
+    assert {line["accuracy_ci95"] for line in results["summary"]} == {None}
+
+
+# ---- every score, arm and way of going back
+
+
+@pytest.mark.parametrize("model", ["mlp --cycles 2", "cnn --cycles 1 --batch-size 100"])
+def test_every_score_runs_in_every_arm_to_the_same_density(tmp_path, model):
+    scores = ",".join(SCORES)
+    results = prune(tmp_path / "run", f"--model {model} --score {scores} --ap off,lite,pro --seed 0")
+    last = max(row["cycle"] for row in results["rows"])
+    final = of(results, cycle=last)
+    assert len(final) == len(SCORES) * 3
+    assert len({row["density"] for row in final}) == 1
+    norm = "cnn" in model
+    assert bool(read_json(tmp_path / "run" / "details.json")["notes"]) == norm
+    assert ("Mind the norms" in (tmp_path / "run" / "report.html").read_text()) == norm
+
+
+def test_every_control_runs_at_the_same_density(tmp_path):
+    results = prune(tmp_path / "run", f"--ap {','.join(ARMS)} --cycles 2 --seed 0")
+    assert len({row["density"] for row in of(results, cycle=2)}) == 1
+    assert [row["ap"] for row in of(results, cycle=2)] == list(ARMS)
+
+
+@pytest.mark.parametrize("model", ["mlp", "mlp --norm batch", "cnn --norm none"])
+@pytest.mark.parametrize("more", ["", "--optimizer adamw --learning-rate 0.003 --rewind epoch:1"])
+def test_networks_trained_together_are_those_trained_alone(tmp_path, model, more):
+    flags = f"--model {model} --cycles 1 --seeds 2 {more}"
+    together = prune(tmp_path / "a", f"{flags} --together 8")
+    alone = prune(tmp_path / "b", f"{flags} --together 1")
+    for one, other in zip(together["rows"], alone["rows"], strict=True):
+        assert one["density"] == other["density"]
+        assert one["accuracy"] == pytest.approx(other["accuracy"], abs=0.012)
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("rewind", ["init", "epoch:1", "lr", "finetune"])
+def test_every_rewinding_keeps_pruned_weights_at_zero(tmp_path, rewind):
+    results = prune(tmp_path / "run", f"--rewind {rewind} --ap lite --cycles 2 --seed 0")
+    assert [row["density"] for row in results["rows"]][-1] == pytest.approx(0.64, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "densities"),
+    [
+        ("geometric", [1, 0.5, 0.25]),
+        ("cubic", [1, 0.25 + 0.75 / 8, 0.25]),
+        ("one_shot", [1, 0.25, 0.25]),
+    ],
+)
+def test_schedules_reach_the_target(tmp_path, schedule, densities):
+    flags = f"--target 0.25 --schedule {schedule} --cycles 2 --seed 0 --epochs 1"
+    results = prune(tmp_path / "run", flags)
+    for ap in ("off", "lite"):
+        found = [row["density"] for row in of(results, ap=ap)]
+        assert found == pytest.approx(densities, abs=1e-3)
+
+
+def test_two_of_four_neighbours_stay(tmp_path):
+    from safetensors.torch import load_file
+
+    prune(tmp_path / "run", "--scope 2:4 --target 0.5 --schedule one_shot --cycles 1 --seed 0 --ap off")
+    for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
+        if name.endswith("weight"):
+            assert ((weight.reshape(-1, 4) != 0).sum(1) == 2).all()
+
+
+def test_the_reference_arithmetic_drops_a_little_more_than_exactly(tmp_path):
+    results = prune(tmp_path / "run", "--fidelity reference --cycles 1 --seed 0")
+    (off,), (lite,) = of(results, ap="off", cycle=1), of(results, ap="lite", cycle=1)
+    exact = 8832 - round(0.2 * 8832)
+    assert off["density"] * 8832 == pytest.approx(exact, abs=1)
+    assert exact - 4 <= lite["density"] * 8832 < exact
+
+
+def test_a_trained_network_can_be_pruned_and_fine_tuned(tmp_path):
+    dense = prune(tmp_path / "dense", "--cycles 0 --ap off --seed 0 --epochs 6")
+    weights = tmp_path / "dense" / "model.safetensors"
+    flags = f"--weights {weights} --rewind finetune --epochs 1 --cycles 1 --seed 0"
+    tuned = prune(tmp_path / "tuned", flags)
+    assert of(tuned, cycle=0)[0]["accuracy"] == pytest.approx(dense["rows"][0]["accuracy"], abs=0.01)
+    assert of(tuned, cycle=1)[0]["accuracy"] > 0.8
+
+
+def test_a_transformer_has_dead_neurons_below_a_threshold(tmp_path):
+    flags = "--model vit --dead-threshold 0.01 --cycles 1 --epochs 1 --seed 0"
+    results = prune(tmp_path / "run", flags)
+    assert 0 < results["rows"][-1]["dynamic_dnr"] < 1
+
+
+def test_networks_of_others_are_built_from_module_and_factory(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(
+        "from torch import nn\n"
+        "def factory(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8),\n"
+        "                         nn.ReLU(), nn.Linear(8, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    results = prune(tmp_path / "run", "--model theirs:factory --cycles 1 --seed 0 --epochs 1")
+    assert len(results["rows"]) == 4
+
+
+def test_a_shortfall_of_candidates_is_told_and_densities_stay_equal(tmp_path, capsys):
+    results = prune(tmp_path / "run", "--ap-rate 0.5 --rate 0.6 --cycles 2 --seed 0")
+    assert len({row["density"] for row in of(results, cycle=2)}) == 1
+    details = read_json(tmp_path / "run" / "details.json")
+    assert details["shortfalls"][0]["missing"] > 0
+    assert "candidates ran out in cycle" in capsys.readouterr().out
+    assert "Candidates ran out" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_bf16_runs(tmp_path):
+    flags = "--precision bf16 --model cnn --cycles 1 --seed 0 --epochs 1 --ap off"
+    assert len(prune(tmp_path / "run", flags)["rows"]) == 2
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path, study):
+    _, first = study
+    again = prune(tmp_path / "run", "--ap off,lite,pro,off_pro --cycles 3 --seeds 3")
+    assert without_seconds(again["rows"]) == without_seconds(first["rows"])
+
+
+def test_more_arms_change_no_other_arm(tmp_path, study):
+    _, first = study
+    one = prune(tmp_path / "run", "--ap lite --cycles 3 --seed 1 --together 1")
+    for ours, theirs in zip(one["rows"], of(first, ap="lite", seed=1), strict=True):
+        assert ours["density"] == theirs["density"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+
+
+# ---- settings
+
+
+def test_open_settings_are_filled_from_the_recipe_and_none_is_lost():
+    config = resolve(PruneConfig(model="resnet20", target=0.1, seeds=9))
+    assert (config.epochs, config.batch_size, config.together) == (50, 128, 1)
+    assert (config.schedule, config.norm, config.seeds) == ("geometric", "batch", 9)
+    assert resolve(config) == config
+
+
+def test_the_demo_shows_all_arms_over_at_least_three_seeds():
+    config = resolve(DEMO)
+    assert set(config.ap) >= {"off", "lite", "pro"}
+    assert config.seeds >= 3
+    assert config.data == "digits"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": ()}, "score must name at least one; choose from magnitude"),
+        ({"score": ("magnitud",)}, "unknown score 'magnitud'; choose from magnitude"),
+        ({"ap": ("light",)}, "unknown ap 'light'; choose from off, lite"),
+        ({"ap": ()}, "ap must name at least one"),
+        ({"model": "resnet18"}, "unknown model 'resnet18'; choose from mlp"),
+        ({"rate": 0.02}, r"ap_rate must be in \(0, rate\), rate being 0.02; got 0.02"),
+        ({"rate": 0.01}, r"ap_rate must be in \(0, rate\)"),
+        ({"ap_rate": 0.0}, r"ap_rate must be in \(0, rate\)"),
+        ({"rate": 1.0}, r"rate must be in \(0, 1\), got 1.0"),
+        ({"rate": 0.0, "ap": ("off",)}, r"rate must be in \(0, 1\)"),
+        ({"target": 1.0}, r"target must be in \(0, 1\), the present density, got 1"),
+        ({"target": 1.5}, r"target must be in \(0, 1\)"),
+        ({"target": 0.1, "schedule": "constant"}, "schedule constant goes by rate"),
+        ({"schedule": "cubic"}, "schedule cubic needs a target"),
+        ({"target": 0.5, "cycles": 0}, "cycles must be at least 1, got 0"),
+        ({"cycles": -1}, "cycles must be at least 0, got -1"),
+        ({"floor": -1}, "floor must be at least 0"),
+        ({"limit": 1}, "limit must be at least 2, got 1"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"together": 0}, "together must be at least 1, got 0"),
+        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"dead_examples": 0}, "dead_examples must be at least 1"),
+        ({"dead_threshold": -0.1}, "dead_threshold must be at least 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"rewind": "start"}, "unknown rewind 'start'; choose from init, epoch:K"),
+        ({"rewind": "epoch:8"}, r"rewind epoch must be below epochs \(8\), got 8"),
+        ({"fidelity": "reference", "ap": ("pro",)}, "fidelity 'reference' goes with"),
+        ({"fidelity": "reference", "target": 0.1}, "fidelity 'reference' goes with"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_happens(changes, message):
+    with pytest.raises(UserError, match=message):
+        resolve(PruneConfig(**changes))
+
+
+def test_every_score_and_arm_stands_in_the_help():
+    described = PruneConfig.__doc__
+    assert all(name in described for name in (*SCORES, *activate.ARMS))
+    assert DEFAULT == PruneConfig()
+
+
+# ---- words
+
+
+def effect(accuracy, dynamic, ap="lite", base="off"):
+    widths = {"half_width": 0.01, "p": 0.5, "n": 5}
+    return prune_report.Effect(
+        "lamp", ap, base, Interval(accuracy, **widths), Interval(dynamic, **widths)
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "dynamic", "words", "tone"),
+    [
+        (0.02, -0.02, "lowers the dynamic dead rate, a gain in accuracy", "gain"),
+        (-0.02, 0.02, "raises the dynamic dead rate, a loss of accuracy", "loss"),
+        (0.0, 0.0, "no evidence for the dynamic dead rate, no evidence for accuracy", "neutral"),
+    ],
+)
+def test_verdicts_say_no_more_than_the_interval(accuracy, dynamic, words, tone):
+    found = prune_report.verdict(effect(accuracy, dynamic))
+    assert found.title == f"AP-lite with lamp: {words}"
+    assert found.tone == tone
+
+
+def test_a_single_seed_gives_no_evidence():
+    one = Interval(0.1, math.nan, math.nan, 1)
+    found = prune_report.verdict(prune_report.Effect("lamp", "lite", "off", one, one))
+    assert found.tone == "neutral"
+    assert "one seed: no interval" in found.text
+
+
+def test_pro_against_off_is_told_to_be_unequal_training():
+    assert "trained twice as long" in prune_report.verdict(effect(0, 0, "pro")).text
+    assert "trained twice as long" not in prune_report.verdict(effect(0, 0, "pro", "off_pro")).text
+
+
+def test_a_summary_of_nothing_is_nothing():
+    assert summarise([]) == []
