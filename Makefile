@@ -31,7 +31,7 @@ demo: venv
 	$(ONE_THREAD) $(BIN)/rectified demo
 
 test: venv
-	$(ONE_THREAD) HF_HUB_OFFLINE=1 MPLBACKEND=Agg HOME=$$(mktemp -d) $(BIN)/python -m pytest
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 MPLBACKEND=Agg HOME=$$(mktemp -d) $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 check: venv
 	$(BIN)/ruff check .

@@ -296,7 +296,9 @@ def fit(
         optimizer.load_state_dict(deepcopy(state.optimizer))
     average = EMA(model, config.ema) if config.ema else None
     losses = _restore(store, model, optimizer, average)
-    wrapped = process.prepare_model(torch.compile(model) if config.compile else model)
+    wrapped = torch.compile(model) if config.compile else model
+    if process.num_processes > 1:
+        wrapped = process.prepare_model(wrapped)
     hooks = [*hooks, average] if average else list(hooks)
     steps = len(batches)
     saved_at = time.monotonic()
@@ -315,16 +317,16 @@ def fit(
         state.optimizer = deepcopy(optimizer.state_dict())
     if average is not None:
         model.load_state_dict(average.state)
-    _agree_on_buffers(model, process)
-    process.free_memory()  # it would keep every network that it has prepared
+    if process.num_processes > 1:
+        _agree_on_buffers(model)
+        process.free_memory()  # it would keep every network that it has prepared
     return losses
 
 
-def _agree_on_buffers(model: nn.Module, process: Accelerator) -> None:
+def _agree_on_buffers(model: nn.Module) -> None:
     """Running statistics come from each process's own slices: the main one's count for all."""
-    if process.num_processes > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+    for buffer in model.buffers():
+        torch.distributed.broadcast(buffer, src=0)
 
 
 def _epoch(

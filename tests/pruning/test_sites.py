@@ -155,7 +155,7 @@ def test_nested_modules_name_their_functional_calls() -> None:
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_the_fused_path_of_transformers_hides_no_relu(batch_first: bool) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
-    model = nn.TransformerEncoder(layer, 2).eval()
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first).eval()
     tokens = torch.randn(2, 5, 8)
     assert [name for name, _ in seen(model, tokens)] == ["layers.0.relu", "layers.1.relu"]
     assert sources(model, tokens)["layers.1.relu"] == {"layers.1.linear1.weight"}

@@ -11,6 +11,7 @@ import torch
 
 from rectified.errors import UserError
 from rectified.scattering import (
+    FilterBank,
     Layer,
     Nonlinearity,
     ScatteringNetwork,
@@ -64,9 +65,9 @@ def ratio(layers, grid=GRID, **options) -> float:
 
 @pytest.mark.parametrize("name", NETS)
 def test_the_adversary_comes_near_the_constant_and_not_beyond(name):
-    network = ScatteringNetwork(NETS[name], GRID)
+    network = ScatteringNetwork(NETS[name], (8, 8))
     assert bounds.is_admissible(network)
-    found = bounds.adversarial_ratio(network, generator=generator())
+    found = bounds.adversarial_ratio(network, generator=generator(), steps=150)
     assert 0.9 < found / bounds.network_constant(network) <= 1 + 1e-9
 
 
@@ -109,6 +110,12 @@ def _scaled(frame, factor):
     return lambda grid: frame(grid).scaled(factor)
 
 
+def _everything(grid):
+    """A tight bank of one filter that changes nothing: all is up to what follows."""
+    nothing = torch.zeros(grid, dtype=torch.float64)
+    return FilterBank(nothing, 1 + nothing[None, None])
+
+
 def _without_output(frame):
     """A bank whose bound forgets chi: the g_l alone are made to have B = 1."""
 
@@ -133,10 +140,10 @@ MUTANTS = {
         wavelets(J=1, L=2), _undeclared(lambda z: z.abs().square()), no_pooling()
     ),
     "overlapping maximum, declared 1": Layer(
-        wavelets(J=1, L=2), modulus, replace(maximum(2, window=3), lipschitz=lambda grid: 1.0)
+        _everything, modulus, replace(maximum(2, window=3), lipschitz=lambda grid: 1.0)
     ),
     "literal S^{d/2} f[Sn]": Layer(
-        wavelets(J=1, L=2),
+        _everything,
         modulus,
         custom_pooling(
             "literal", 2, lambda x, d: 2 ** (d / 2) * subsample(2)(x, d),
@@ -188,7 +195,7 @@ def test_a_wrong_phase_of_decimation_is_caught_by_equivariance():
 @pytest.mark.parametrize("padding", ["constant", "reflect"])
 def test_a_boundary_that_is_not_periodic_is_caught_by_equivariance(padding):
     def padded(maps, dimensions):
-        wide = torch.nn.functional.pad(maps, (1, 1), mode=padding)
+        wide = torch.nn.functional.pad(maps, (1, 1, 0, 0), mode=padding)
         return (wide[..., :-2] + wide[..., 2:]) / 2
 
     mutant = custom_pooling("padded", 1, padded, generator=generator(), lipschitz=1.0)

@@ -43,7 +43,7 @@ from rectified.scattering import (
 )
 
 # every draw compiles nothing and is small; a deadline would measure how busy the machine is
-untimed = settings(deadline=None, max_examples=60)
+untimed = settings(deadline=None, max_examples=40)
 FRAMES = {
     "wavelets": wavelets(J=2, L=2),
     "half wavelets": wavelets(J=2, L=2, symmetry="half"),
@@ -142,8 +142,8 @@ def test_translation_differences_are_within_their_bounds(drawn):
     for depth, (before, after) in enumerate(zip(network(x), moved, strict=True)):
         change = float((after - before).norm() / x.norm())
         sharp = bounds.translation_bound(network, shift, depth)
-        assert change <= sharp * (1 + 1e-10)
-        assert sharp <= bounds.decay_bound(network, shift, depth) * (1 + 1e-10)
+        assert change <= sharp * (1 + 1e-10) + 1e-14
+        assert sharp <= bounds.decay_bound(network, shift, depth) * (1 + 1e-10) + 1e-14
 
 
 def naive(x, layers, last, grid):

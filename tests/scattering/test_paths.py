@@ -79,7 +79,8 @@ def test_what_is_left_is_what_it_was():
     whole, lean = network()(x), pruned.network(x)
     assert len(left[2]) < len(table[2])
     for depth in (1, 2):
-        places = [table[depth].index(path) for path in left[depth]]
+        names = [path.filters for path in table[depth]]
+        places = [names.index(path.filters) for path in left[depth]]
         torch.testing.assert_close(lean[depth], whole[depth][:, places])
 
 

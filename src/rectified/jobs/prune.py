@@ -179,9 +179,14 @@ def _check_counts(config: PruneConfig) -> None:
         if value is not None and value < smallest:
             raise UserError(f"{name} must be at least {smallest}, got {value}")
     if config.fidelity == "reference" and not (
-        set(config.ap) <= {"off", "lite"} and set(config.score) == {"magnitude"}
+        set(config.ap) <= {"off", "lite"}
+        and set(config.score) == {"magnitude"}
+        and config.target is None
     ):
-        raise UserError("fidelity 'reference' goes with score magnitude and ap off or lite only")
+        raise UserError(
+            "fidelity 'reference' goes with score magnitude, ap off or lite, and rate instead of "
+            "target"
+        )
     if config.dead_threshold < 0:
         raise UserError(f"dead_threshold must be at least 0, got {config.dead_threshold}")
 

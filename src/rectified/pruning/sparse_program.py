@@ -22,7 +22,7 @@ from torch import Tensor
 from rectified.pruning import sparse_kernels as kernels
 from rectified.pruning.gang import together
 
-GANG_WORK = 250_000  # vector operations, about 100 microseconds: less is not worth a hand-over
+GANG_WORK = 500_000  # vector operations, about 200 microseconds: less is not worth a hand-over
 SHARES = 2  # parts of an operation for each thread, so that a late one delays little
 
 

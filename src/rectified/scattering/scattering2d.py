@@ -135,7 +135,7 @@ class Scattering2D(nn.Module):
 
     def _transform(
         self, images: Float[Tensor, "batch height width"], tables: _Tables
-    ) -> Float[Tensor, "batch channels rows columns"]:
+    ) -> Float[Tensor, "batch channels out_rows out_columns"]:
         """All coefficients of one chunk."""
         lows = tables.lows
         zero = lows[0](images).unsqueeze(1)
@@ -150,7 +150,7 @@ class Scattering2D(nn.Module):
 
     def _second(
         self, maps: Float[Tensor, "batch L rows columns"], j: int, tables: _Tables
-    ) -> Float[Tensor, "batch paths rows columns"]:
+    ) -> Float[Tensor, "batch paths out_rows out_columns"]:
         """The coefficients of order 2 whose first wavelet has scale j."""
         found = []
         # the products hold L maps for each of these, at half the rate along both axes

@@ -122,7 +122,8 @@ def gain(network: ScatteringNetwork, depth: int) -> float:
         0.25
     """
     pairs = zip(network.layers[:depth], network.banks, strict=False)
-    return math.prod(math.sqrt(bank.gain) * layer.constant(bank.grid) for layer, bank in pairs)
+    factors = (math.sqrt(bank.gain) * layer.constant(bank.grid) for layer, bank in pairs)
+    return math.prod(factors, start=1.0)
 
 
 def _taps(bank: FilterBank) -> torch.Tensor:
