@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from rectified.models import resnet20, vgg16
-from rectified.pruning.folding import fold_norms
+from rectified.pruning.batch_norm import fold_norms_
 from rectified.pruning.sparse import sparsify
-from rectified.pruning.sparse_engines import ChannelsLast, OneDnnLinear
+from rectified.pruning.sparse.engines import ChannelsLast, OneDnnLinear
 from rectified.pruning.tracing import trace_graph
 
 SPARSITIES = (0.9, 0.95, 0.98)
@@ -170,7 +170,7 @@ def _dense_engines(
     """The network dense, norms folded, in every engine at hand."""
     model = nn.Sequential(model)
     folded = trace_graph(model.eval(), (x,))
-    fold_norms(folded)
+    fold_norms_(folded)
     engines: dict[str, Callable[[], object]] = {"torch": partial(folded, x)}
     if x.ndim == 4:
         inner = ChannelsLast(deepcopy(folded)).inner

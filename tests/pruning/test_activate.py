@@ -376,7 +376,7 @@ def test_pro_trains_between_the_stages_from_the_rewound_weights(name: str) -> No
 
 
 def test_ap_lowers_the_dynamic_rate_of_a_relu_network_without_norms() -> None:
-    """The digits study in small: paired seeds, equal densities; over 8 seeds it was -0.16 to -0.09."""
+    """The digits study in small; over 8 seeds the effect was between -0.16 and -0.09."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

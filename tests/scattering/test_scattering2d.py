@@ -45,7 +45,7 @@ def test_kymatio_s_coefficients_of_colour_rectangles_are_reproduced(oracle):
 
 @pytest.mark.parametrize("shape", [(16, 16), (19, 24)])
 def test_a_plain_computation_at_full_rate_finds_the_same(shape):
-    """Without decimation of the maps; what that folds in is a few parts in 10^4."""
+    """Without decimation of the maps, which folds in a few percent of white noise."""
     J, L = 2, 4
     x = np.random.default_rng(0).standard_normal(shape)
     scattering = Scattering2D(J, shape, L)
@@ -67,8 +67,9 @@ def test_a_plain_computation_at_full_rate_finds_the_same(shape):
     ]
     expected = np.stack([smooth(np.fft.ifft2(spectrum).real), *map(smooth, first + second)])
     found = scattering(torch.from_numpy(x)).numpy()
-    assert channel_errors(found, expected).max() < 1e-2
-    np.testing.assert_allclose(found[: 1 + L], expected[: 1 + L], rtol=1e-4, atol=1e-6)
+    assert channel_errors(found, expected).max() < 0.05
+    # the finest scale is not decimated: there it is the same
+    np.testing.assert_allclose(found[: 1 + L], expected[: 1 + L], atol=1e-13)
 
 
 def test_channels_are_counted_and_named_in_their_order():

@@ -27,10 +27,8 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.jobs.classifiers import recipe
-from rectified.pruning.compact import compaction
-from rectified.pruning.resize import resize
-from rectified.pruning.sparse import SparseModel, sparsify
-from rectified.pruning.sparse_files import load_sparse, save_sparse
+from rectified.pruning.compact import compaction, resize
+from rectified.pruning.sparse import SparseModel, load_sparse, save_sparse, sparsify
 from rectified.runs import Run, write_text
 from rectified.training import logits_of
 

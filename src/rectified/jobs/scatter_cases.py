@@ -49,7 +49,7 @@ from rectified.scattering.signals import (
 Row = dict[str, Any]
 SLACK = 1 + 1e-9
 ROUNDING = 1e-11  # what an identity may miss in float64
-PIXELS = (0.05, 0.1, 0.2, 0.4, 0.8)  # sup |tau|
+PIXELS = (0.125, 0.25, 0.5, 1.0, 2.0)  # sup |tau|
 SHIFT = 4  # points that pictures are moved by: what two poolings by 2 divide
 TONES = 8  # pure tones that a layer is tried on
 _OCTAVES_1D, _POINTS_1D, _BAND_1D = 7, 1024, 16
@@ -251,7 +251,7 @@ def signal_rows(scene: Scene) -> Iterator[Row]:
 
 
 def _deformation(pixels: float, scene: Scene) -> Deformation:
-    return Deformation.random(pixels / scene.grid, 2, scene.generator())
+    return Deformation.random(pixels / scene.grid, 1, scene.generator())
 
 
 def _deformed(

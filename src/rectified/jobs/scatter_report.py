@@ -104,7 +104,8 @@ def page(results: Results, banks: Mapping[str, FilterBank]) -> str:
         banks: the first bank of every network that was checked, on a square grid.
     """
     config = results["config"]
-    subtitle = f"{len(banks)} networks, {config['data']}, {_seed_count(results)} seeds"
+    seeds = _seed_count(results)
+    subtitle = f"{len(banks)} networks, {config['data']}, {seeds} seed{'s' * (seeds != 1)}"
     sections = [Section("What was found", tuple(_findings(results)))]
     if banks:
         sections += [

@@ -5,6 +5,8 @@ all rates are in [0, 1].
 """
 
 from rectified.pruning.activate import ARMS, Activate, activation_scope, arm
+from rectified.pruning.batch_norm import fold_batch_norm
+from rectified.pruning.compact import compact, compaction, resize
 from rectified.pruning.cycle import Cycle, Rewind, Stage, Training, iterate, plan
 from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
 from rectified.pruning.masks import (
@@ -18,6 +20,7 @@ from rectified.pruning.masks import (
     prune,
 )
 from rectified.pruning.scores import Score, Snapshot, magnitude
+from rectified.pruning.sparse import load_sparse, save_sparse, sparsify
 
 __all__ = [
     "ARMS",
@@ -33,14 +36,21 @@ __all__ = [
     "activation_scope",
     "apply_",
     "arm",
+    "compact",
+    "compaction",
     "dead_neuron_rate",
     "density",
+    "fold_batch_norm",
     "full_masks",
     "hold",
     "iterate",
     "kept",
+    "load_sparse",
     "magnitude",
     "plan",
     "prunable",
     "prune",
+    "resize",
+    "save_sparse",
+    "sparsify",
 ]

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import Node
 
-from rectified.pruning.operations import CONVOLUTIONS, LAYERS, NORMS
+from rectified.pruning.compact.operations import CONVOLUTIONS, LAYERS, NORMS
 from rectified.pruning.sites import bare
 from rectified.pruning.tracing import shape_of, trace_graph, used_once
 
@@ -51,9 +51,42 @@ def fold_batch_norm(
     folded = copy.deepcopy(bare(model)).eval()
     inputs = example if isinstance(example, tuple) else (example,)
     traced = trace_graph(folded, inputs, leaves=leaves)
-    for norm, layer in foldable(traced).items():
-        _fold_(folded.get_submodule(layer), folded.get_submodule(norm))
+    for norm, layer in fold_norms_(traced).items():
         folded.set_submodule(norm, nn.Identity())
+        folded.set_submodule(layer, traced.get_submodule(layer))
+    return folded
+
+
+@torch.no_grad()
+def fold_norms_(traced: fx.GraphModule) -> dict[str, str]:
+    """Fold every batch norm that can go into the layer before it; the graph gets new layers.
+
+    Args:
+        traced: from `rectified.pruning.tracing.trace_graph`, in evaluation mode. The model that was
+            traced keeps its layers.
+
+    Returns:
+        Path of every norm that the graph does not call any more, and of the layer it went into.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> traced = trace_graph(model, (torch.zeros(1, 3, 8, 8),))
+        >>> fold_norms_(traced)
+        {'1': '0'}
+        >>> [type(module).__name__ for module in traced.children()]
+        ['Conv2d', 'ReLU']
+    """
+    folded = foldable(traced)
+    for norm, path in folded.items():
+        layer = copy.deepcopy(traced.get_submodule(path))
+        _fold_(layer, traced.get_submodule(norm))
+        traced.set_submodule(path, layer)
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and node.target in folded:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
     return folded
 
 

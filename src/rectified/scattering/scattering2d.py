@@ -36,6 +36,8 @@ from rectified.scattering.windows import Grid
 
 OutType = Literal["array", "list"]
 _CHUNK = 2**18  # real numbers of the largest product at once: one megabyte, as caches go
+_DEEP = 4
+_LEAST = 1
 _NOTHING = 1e-10  # a block of a filter below this part of its largest value is left out
 
 
@@ -104,7 +106,7 @@ class Scattering2D(nn.Module):
         images = x.reshape(-1, *x.shape[-2:])
         if not self.pre_pad:
             images = _padded(images, self.shape, self.padded)
-        chunk = max(1, _CHUNK // (2 * self.L * math.prod(self.padded)))
+        chunk = max(_LEAST, _CHUNK // (2 * self.L * math.prod(self.padded)))
         found = torch.cat([self._transform(part, tables) for part in images.split(chunk)])
         found = found.reshape(*x.shape[:-2], *found.shape[1:])
         return found if self.out_type == "array" else self._listed(found)
@@ -154,7 +156,7 @@ class Scattering2D(nn.Module):
         """The coefficients of order 2 whose first wavelet has scale j."""
         found = []
         # the products hold L maps for each of these, at half the rate along both axes
-        chunk = max(1, 4 * _CHUNK // (2 * self.L * maps[0, 0].numel() * len(maps)))
+        chunk = max(1, _DEEP * _CHUNK // (2 * self.L * maps[0, 0].numel() * len(maps)))
         for part in maps.split(chunk, 1):
             spectrum = torch.fft.fft2(part)
             deeper = [
@@ -219,8 +221,9 @@ class _LowPass:
     columns: Float[Tensor, "out_columns columns"]
 
     def __call__(self, maps: Tensor) -> Tensor:
-        narrow = F.linear(maps, self.columns)  # one flat product, as both of them should be
-        return F.linear(narrow.transpose(-1, -2), self.rows).transpose(-1, -2)
+        narrow = F.linear(maps, self.columns).transpose(-1, -2)
+        # contiguous: one flat product instead of a small one for every map
+        return F.linear(narrow.contiguous(), self.rows).transpose(-1, -2)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> _LowPass:
         return _LowPass(self.rows.to(device, dtype), self.columns.to(device, dtype))

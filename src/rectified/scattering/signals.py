@@ -134,12 +134,14 @@ class Cartoon:
     Args:
         outside: amplitude of the wave everywhere.
         inside: largest value in the disc.
-        radius: of the disc around the middle, below 1/2.
+        radius: of the disc, below 1/2.
+        centre: of the disc; off the grid's symmetry, so that points cross its edge one by one.
     """
 
     outside: float = 0.3
     inside: float = 1.0
     radius: float = 0.27
+    centre: tuple[float, float] = (0.4871, 0.5172)
 
     def __call__(self, points: Points) -> Float[Tensor, "height width"]:
         """Its values."""
@@ -164,7 +166,8 @@ class Cartoon:
         return smooth * tau + self.inside * math.sqrt(self.count_near_edge(points, tau) / count)
 
     def _radius(self, points: Points) -> Tensor:
-        return ((points % 1) - 0.5).norm(dim=0)
+        centre = points.new_tensor(self.centre)[:, None, None]
+        return ((points - centre + 0.5) % 1 - 0.5).norm(dim=0)
 
 
 @dataclass(frozen=True, eq=False)

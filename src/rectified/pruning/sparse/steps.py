@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.node import Node
 
-from rectified.pruning.sparse_builder import NO_FLOOR, Builder
-from rectified.pruning.sparse_layout import Value, Window
+from rectified.pruning.sparse.builder import NO_FLOOR, Builder
+from rectified.pruning.sparse.layout import Value, Window
 from rectified.pruning.tracing import shape_of
 
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from rectified.pruning import gang
-from rectified.pruning.gang import Gang, together
+from rectified.pruning.sparse import gang
+from rectified.pruning.sparse.gang import Gang, together
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

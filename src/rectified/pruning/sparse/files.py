@@ -62,7 +62,7 @@ def save_sparse(
         >>> size < 2_000, torch.equal(state["weight"], layer.weight)
         (True, True)
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     choose("type of values", values, tuple(VALUES))
     state = model.state_dict() if isinstance(model, nn.Module) else model
@@ -80,7 +80,7 @@ def save_sparse(
     metadata = {"format": FORMAT, "version": VERSION, "tensors": json.dumps(contents)}
     unfinished = Path(f"{path}.{os.getpid()}.part")
     try:
-        save_file(stored, unfinished, metadata)
+        unfinished.write_bytes(save(stored, metadata))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -5,10 +5,10 @@ as before. `sparsify(model, example)` returns a module that computes the same ou
 of the largest, float32) and skips the zeros where that is faster:
 
 1. norms behind layers are folded into them;
-2. every Linear and Conv2d is run by every engine that can (see `sparse_engines`), on the very input
+2. every Linear and Conv2d is run by every engine that can (see `engines`), on the very input
    that the example gives it, and the fastest is noted; a sparse engine must win by a tenth;
 3. the network is run whole in four ways: dense, dense with channels last, each layer on its own
-   engine, and stretches of layers compiled into sparse programs (see `sparse_program`), with and
+   engine, and stretches of layers compiled into sparse programs (see `program`), with and
    without the layers that were faster dense. The fastest of all is returned.
 
 So the result is never slower than the dense network beyond the noise of the measurement. What was
@@ -19,7 +19,7 @@ chosen, and from which times, stands in `layers` and `milliseconds`, and in `tab
 
 The choice is made for the example's shape and batch; other shapes and batches give right outputs
 too. The result takes float32 on the CPU, has no gradient, and is safe with threads, forks and
-`copy.deepcopy`. To store a network, use `sparse_files.save_sparse` on the original.
+`copy.deepcopy`. To store a network, use `save_sparse` on the original.
 
 References:
     E. Elsen, M. Dukhan, T. Gale, K. Simonyan, "Fast Sparse ConvNets", 2019, arXiv:1911.09723:
@@ -41,8 +41,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from rectified.errors import UserError, choose
-from rectified.pruning.folding import fold_norms
-from rectified.pruning.sparse_engines import ChannelsLast, engines, has_kernels, reason_for_dense
+from rectified.pruning.batch_norm import fold_norms_
+from rectified.pruning.sparse.engines import ChannelsLast, engines, has_kernels, reason_for_dense
 from rectified.pruning.tracing import trace_graph
 
 SPARSE_ENGINES = ("kernel", "csr")
@@ -60,7 +60,7 @@ class LayerChoice:
         kind: its type.
         shape: of its weight.
         density: share of its weights that are not zero, in [0, 1].
-        engine: the engine chosen, see `sparse_engines`.
+        engine: the engine chosen, see `engines`.
         milliseconds: median time of each engine on the example.
         reason: why the kernels were not measured; empty if they were.
     """
@@ -202,7 +202,7 @@ def _prepared(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, 
         traced = trace_graph(model, inputs)
     except UserError as error:
         return model, str(error)
-    fold_norms(traced)
+    fold_norms_(traced)
     return traced, ""
 
 
@@ -276,7 +276,7 @@ def _networks(
     ways["layers"] = by_layer
     if not has_kernels() or not isinstance(dense, fx.GraphModule):
         return ways
-    from rectified.pruning.sparse_network import segmented
+    from rectified.pruning.sparse.network import segmented
 
     slower = {choice.name for choice in layers if choice.engine != "kernel"}
     barred = {name for name, kind in forced.items() if kind != "kernel"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rectified.pruning.folding import fold_norms
+from rectified.pruning.batch_norm import fold_norms_
 from rectified.pruning.tracing import trace_graph
 
 
@@ -62,7 +62,7 @@ def test_outputs_stay_and_norms_go_where_they_can(case: str) -> None:
     model = settle(copy.deepcopy(model))
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     traced = trace_graph(model, (x,))
-    fold_norms(traced)
+    fold_norms_(traced)
     assert sum("BatchNorm" in type(m).__name__ for m in traced.modules()) == left
     torch.testing.assert_close(traced(x), model(x), rtol=1e-12, atol=1e-12)
 
@@ -74,7 +74,7 @@ def test_zeros_stay_zeros_and_the_model_stays_as_it_is() -> None:
         weight[weight.abs() < 0.1] = 0
     before = copy.deepcopy(model.state_dict())
     traced = trace_graph(model, (torch.zeros(1, 4, 6, 6, dtype=torch.float64),))
-    fold_norms(traced)
+    fold_norms_(traced)
     folded = traced.get_submodule("0").get_parameter("weight")
     assert torch.equal(folded == 0, weight == 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from rectified.errors import UserError
-from rectified.pruning.resize import resize
+from rectified.pruning.compact.resize import resize
 
 
 def network() -> nn.Sequential:

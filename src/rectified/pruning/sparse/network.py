@@ -20,10 +20,10 @@ from torch.fx.node import Node, map_arg
 from torch.fx.passes.split_module import split_module
 
 from rectified.errors import UserError
-from rectified.pruning.sparse_builder import NO_FLOOR, Builder
-from rectified.pruning.sparse_kernels import LANES, VECTORS
-from rectified.pruning.sparse_program import Program
-from rectified.pruning.sparse_steps import Flatten, Mix, Pool, Step, Sum, parse, parse_layer
+from rectified.pruning.sparse.builder import NO_FLOOR, Builder
+from rectified.pruning.sparse.kernels import LANES, VECTORS
+from rectified.pruning.sparse.program import Program
+from rectified.pruning.sparse.steps import Flatten, Mix, Pool, Step, Sum, parse, parse_layer
 from rectified.pruning.tracing import shape_of
 
 

@@ -77,7 +77,7 @@ class KernelLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, threads: int) -> None:
         super().__init__()
-        from rectified.pruning.sparse_network import layer_segment
+        from rectified.pruning.sparse.network import layer_segment
 
         segment = layer_segment(layer, threads)
         assert segment is not None
@@ -101,7 +101,7 @@ def reason_for_dense(layer: nn.Module) -> str:
         return f"padding_mode {layer.padding_mode!r} is not zeros"
     if not has_kernels():
         return "numba is not installed: pip install 'rectified[fast]'"
-    from rectified.pruning.sparse_steps import parse_layer
+    from rectified.pruning.sparse.steps import parse_layer
 
     if parse_layer(layer) is None:
         return f"no sparse kernel for this {type(layer).__name__}"

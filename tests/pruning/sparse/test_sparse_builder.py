@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 pytest.importorskip("numba")
 
-from rectified.pruning.sparse_builder import Builder
-from rectified.pruning.sparse_kernels import LANES
-from rectified.pruning.sparse_layout import Value, Window
+from rectified.pruning.sparse.builder import Builder
+from rectified.pruning.sparse.kernels import LANES
+from rectified.pruning.sparse.layout import Value, Window
 
 
 def draw(*shape: int, seed: int = 0, density: float = 1.0) -> torch.Tensor:

@@ -4,7 +4,7 @@ Unstructured pruning leaves tensors of the old size with zeros in them. Whole ch
 no change of any output, when nobody reads them, or when they are constant: a channel without
 incoming weights still emits its bias, behind a batch norm beta - gamma mu / sigma, and that value
 times the outgoing weights moves into the next layer's bias. With the classes, constants and
-readers of `rectified.pruning.channel_graph`:
+readers of `rectified.pruning.compact.channel_graph`:
 
     needed      a class is needed if it is pinned, or if an output of a needed class reads it
     folded      the constants of the others move into the bias of their readers, or into the
@@ -16,7 +16,7 @@ readers of `rectified.pruning.channel_graph`:
 `needed` is the smallest solution, so that loops in which channels only feed each other go, too.
 The result has the same class and the same names in its `state_dict`, with smaller tensors; a layer
 without bias or batch norm gets a bias if a constant has to go there. Stored weights come back
-through `rectified.pruning.resize`.
+through `rectified.pruning.compact.resize`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from rectified.errors import UserError
-from rectified.pruning.channel_graph import (
+from rectified.pruning.compact.channel_graph import (
     ChannelGraph,
     Mixer,
     channel_graph,
     kernel_sums,
 )
+from rectified.pruning.compact.operations import LAYERS
+from rectified.pruning.compact.resize import replace_tensors_
 from rectified.pruning.masks import apply_
-from rectified.pruning.operations import LAYERS
-from rectified.pruning.resize import replace_tensors_
 from rectified.pruning.sites import bare
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rectified.errors import UserError
-from rectified.pruning.operations import CONVOLUTIONS, NORMS
+from rectified.pruning.compact.operations import CONVOLUTIONS, NORMS
 from rectified.pruning.sites import bare
 
 
@@ -25,7 +25,7 @@ def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
 
     Args:
         model: a network of the architecture that was compacted, at its full size.
-        state_dict: what the result of `rectified.pruning.compact.compact` holds.
+        state_dict: what the result of `rectified.pruning.compact` holds.
 
     Raises:
         UserError: if a tensor is missing, unknown, or of a shape that no compaction makes.

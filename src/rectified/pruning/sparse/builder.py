@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from rectified.pruning import sparse_kernels as kernels
-from rectified.pruning.sparse_layout import Value, Window
-from rectified.pruning.sparse_program import Program
+from rectified.pruning.sparse import kernels
+from rectified.pruning.sparse.layout import Value, Window
+from rectified.pruning.sparse.program import Program
 
 CACHED = 1 << 16  # floats of input that a tile may touch: 256 KiB, well inside a level-2 cache
 PASS = 16  # nonzeros in a row that are worth a pass of their own

@@ -2,8 +2,8 @@
 
 A call of a PyTorch layer costs 5 to 20 microseconds beside its arithmetic, and a convolution of a
 small network at 95 % sparsity has less than that to compute. So a network is not run layer by
-layer: `sparse_builder.Builder` writes it down as a table, and `Program` hands that table to
-`sparse_kernels.execute`, once a call. Bias, residual sum and ReLU are part of the convolution that
+layer: `builder.Builder` writes it down as a table, and `Program` hands that table to
+`kernels.execute`, once a call. Bias, residual sum and ReLU are part of the convolution that
 comes before them.
 
 Threads share the items of a batch, or, if there is only one, the planes of every operation.
@@ -19,8 +19,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rectified.pruning import sparse_kernels as kernels
-from rectified.pruning.gang import together
+from rectified.pruning.sparse import kernels
+from rectified.pruning.sparse.gang import together
 
 GANG_WORK = 500_000  # vector operations, about 200 microseconds: less is not worth a hand-over
 SHARES = 2  # parts of an operation for each thread, so that a late one delays little

@@ -35,7 +35,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node, map_arg
 
 from rectified.errors import UserError, choose
-from rectified.pruning.operations import (
+from rectified.pruning.compact.operations import (
     CONCATENATIONS,
     CONVOLUTIONS,
     LAYERS,

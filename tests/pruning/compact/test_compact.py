@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from rectified.errors import UserError
 from rectified.models import cnn, mlp, resnet20, vgg16
 from rectified.pruning.compact import compact, compaction
+from rectified.pruning.compact.resize import resize
 from rectified.pruning.dead_neurons import dead_neuron_rate
 from rectified.pruning.masks import apply_, prunable
-from rectified.pruning.resize import resize
 
 
 class Residual(nn.Module):

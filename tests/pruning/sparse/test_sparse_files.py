@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rectified.errors import UserError
-from rectified.pruning.sparse_files import FORMAT, load_sparse, save_sparse
+from rectified.pruning.sparse.files import FORMAT, load_sparse, save_sparse
 
 
 def sparse_tensor(shape: tuple[int, ...], density: float, seed: int = 0) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
     def full(source: Path, target: Path) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("rectified.pruning.sparse_files.os.replace", full)
+    monkeypatch.setattr("rectified.pruning.sparse.files.os.replace", full)
     with pytest.raises(OSError, match="no space left"):
         save_sparse({"w": torch.ones(3)}, tmp_path / "w.safetensors")
     assert not list(tmp_path.iterdir())
