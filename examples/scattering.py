@@ -1,6 +1,6 @@
 """Scattering features with proofs: a network, its constant, and a classifier on digits.
 
-    python examples/scattering.py
+python examples/scattering.py
 """
 
 from sklearn.linear_model import RidgeClassifier

@@ -55,7 +55,7 @@ def _is_ours(module: str) -> bool:
 
 
 def _second(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def test_the_table_has_every_room():

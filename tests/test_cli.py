@@ -24,7 +24,19 @@ from rectified.jobs.prune import PruneConfig
 from rectified.runs import read_config, read_results
 
 FORK = multiprocessing.get_context("fork")
-FAST = "prune --limit 200 --epochs 2 --cycles 1 --seed 0 --device cpu".split()
+FAST = [
+    "prune",
+    "--limit",
+    "200",
+    "--epochs",
+    "2",
+    "--cycles",
+    "1",
+    "--seed",
+    "0",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +78,15 @@ def test_the_help_lists_every_verb_with_an_example(words, capsys):
         assert f"  rectified {verb}" in said.partition("examples:")[2]
 
 
+def test_a_mistake_is_one_line_in_a_terminal_without_line_drawing(capsys, monkeypatch):
+    box = (
+        " Invalid choice \n ---- \n  invalid choice 'x' for\n  argument '--norm'. \n  ---- \n"
+        "  For full helptext, run it \n"
+    )
+    found = cli._one_line(box, "prune")
+    assert found == "invalid choice 'x' for argument '--norm'; see rectified prune --help"
+
+
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_every_verb_has_help_with_examples(verb, capsys):
     assert main([verb, "--help"]) == 0
@@ -99,7 +120,10 @@ def test_the_version_is_told(flag, capsys):
         ("--out x", "unknown verb '--out'"),
         ("prune --scores lamp", "--scores, lamp; perhaps --score; see rectified prune --help"),
         ("prune --cycles many", "--cycles.*'many'"),
-        ("prune --norm layer", "--norm.*layer"),
+        (
+            "prune --norm layer",
+            r"'layer' for argument '--norm'\. Expected one of \('auto', 'batch'",
+        ),
         ("prune --out", "--out"),
         ("prune --resume", "--resume"),
         ("prune stray", "stray"),
@@ -111,7 +135,7 @@ def test_the_version_is_told(flag, capsys):
         ("prune --target 1.2", r"target must be in \(0, 1\), the present density, got 1.2"),
         ("prune --scope 4:2", "unknown scope '4:2'; choose from global, layer, 2:4"),
         ("prune --rewind back", "unknown rewind 'back'; choose from init, epoch:K"),
-        ("prune --device tpu", "--device.*tpu"),
+        ("prune --device tpu", r"'tpu' for argument '--device'\. Expected one of \('auto', 'cpu'"),
         ("prune --seeds 0", "seeds must be at least 1, got 0"),
         ("prune --limit 3", r"limit must be at least the number of classes \(10\), got 3"),
         ("prune --data nowhere", "cannot load images from 'nowhere'; give 'digits'"),
@@ -159,7 +183,9 @@ def wide(num_classes): return nn.Sequential(nn.Linear(65, num_classes), nn.ReLU(
 )
 def test_a_model_that_cannot_be_pruned_is_named(model, words, capsys, tmp_path):
     (tmp_path / "models_of_mine.py").write_text(MODULE)
-    assert re.search(words, refused(capsys, *FAST, "--model", f"models_of_mine:{model}", "--out", "run"))
+    assert re.search(
+        words, refused(capsys, *FAST, "--model", f"models_of_mine:{model}", "--out", "run")
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -194,7 +220,7 @@ def test_impossible_data_are_named(tmp_path, capsys):
         "one": "must hold at least two classes|class",
         "corrupt": r"dog/3\.png",
         "labels": "-1",
-        "empty": "cannot load images|holds no|no images",
+        "empty": "empty must hold parquet files, or a folder of images",
     }.items():
         assert re.search(words, refused(capsys, "prune", "--data", data, "--out", "run"))
     assert files(tmp_path) == before
@@ -207,9 +233,12 @@ class Bomb:
 
 def test_weights_that_do_not_fit_or_would_run_code_are_refused(tmp_path, capsys):
     torch.save({"1.weight": torch.zeros(3, 3)}, "other.pt")
+    torch.save({"weight": torch.zeros(3, 3)}, "foreign.pt")
     Path("bomb.pt").write_bytes(pickle.dumps({"state_dict": Bomb()}))
     before = files(tmp_path)
-    assert "lack" in refused(capsys, *FAST, "--weights", "other.pt")
+    shapes = r"'1\.weight' has shape \(3, 3\), the model has \(64, 64\)"
+    assert re.search(shapes, refused(capsys, *FAST, "--weights", "other.pt"))
+    assert "lack '1.weight'" in refused(capsys, *FAST, "--weights", "foreign.pt")
     assert "cannot be read safely" in refused(capsys, *FAST, "--weights", "bomb.pt")
     assert files(tmp_path) == before
 
@@ -262,7 +291,9 @@ def test_a_full_disk_leaves_nothing_half_written(after, capsys, monkeypatch, tmp
 
     monkeypatch.setattr(Path, "write_text", limited(Path.write_text))
     monkeypatch.setattr(Path, "write_bytes", limited(Path.write_bytes))
-    assert re.search(r"run/.*: the disk is full: free some space", refused(capsys, *FAST, "--out", "run"))
+    assert re.search(
+        r"run/.*: the disk is full: free some space", refused(capsys, *FAST, "--out", "run")
+    )
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prune_report, "page", lambda *_: "<html></html>")
@@ -334,7 +365,9 @@ def test_seeds_are_counted_or_named():
 
 def test_the_default_folder_is_told(capsys):
     assert main([*FAST, "--cycles", "0"]) == 0
-    assert re.search(r"report: runs/prune-digits-\d{8}-\d{6}/report\.html$", capsys.readouterr().out)
+    assert re.search(
+        r"report: runs/prune-digits-\d{8}-\d{6}/report\.html$", capsys.readouterr().out
+    )
 
 
 def test_the_demo_replaces_what_an_earlier_one_left(monkeypatch, capsys):
@@ -354,7 +387,9 @@ def test_the_demo_replaces_what_an_earlier_one_left(monkeypatch, capsys):
 def test_quiet_prints_the_results_and_shows_no_progress(capsys, monkeypatch):
     shown = []
     bar = training._bar
-    monkeypatch.setattr(training, "_bar", lambda words, *a: (shown.append(words), bar(words, *a))[1])
+    monkeypatch.setattr(
+        training, "_bar", lambda words, *a: (shown.append(words), bar(words, *a))[1]
+    )
     assert main([*FAST, "--out", "quiet", "--quiet"]) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -368,7 +403,7 @@ def test_quiet_prints_the_results_and_shows_no_progress(capsys, monkeypatch):
 
 MLP = "prune --limit 200 --epochs 3 --cycles 2 --seeds 2 --device cpu --quiet"
 STUDIES = {
-    "mlp": f"{MLP} --score magnitude,movement,random --ap off,pro,random --rewind epoch:1",
+    "mlp": f"{MLP} --score movement,random --ap pro,random --rewind epoch:1",
     "cnn": f"{MLP} --model cnn --together 1 --ap lite,pro --cycles 1",
 }
 
@@ -422,7 +457,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(name):
         moved = Path(f"moved{lives}")
         place = place.rename(moved) if lives == 2 else place
         resume = ["prune", "--resume", str(place), "--quiet"]
-        code = finished(start(resume, writes=chance.randrange(14, 24)))
+        code = finished(start(resume, writes=chance.randrange(10, 16)))
     assert code == 0, Path("child.2").read_text()
     assert lives >= 2
     assert numbers(place) == numbers("undisturbed")
@@ -444,7 +479,7 @@ def wait_for(path, word):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_says_how_to_go_on_and_does(number, code, capsys):
-    study = [*STUDIES["cnn"].split(), "--cycles", "9", "--seed", "0"]
+    study = [*STUDIES["cnn"].split(), "--cycles", "2", "--seed", "0"]
     process = start([*study, "--out", "my run"])
     wait_for(Path("my run/metrics.jsonl"), '"cycle": 1')
     assert "another process is working in my run" in refused(capsys, "prune", "--resume", "my run")
@@ -456,11 +491,8 @@ def test_a_run_that_is_stopped_says_how_to_go_on_and_does(number, code, capsys):
     said = Path("child.2").read_text()
     assert "interrupted; go on with: rectified prune --resume 'my run'" in said
     assert "Traceback" not in said
-    _, settings = read_config(Path("my run/config.yaml"))
-    # shorten what is left: cycles that are done stay as they are
-    assert settings["cycles"] == 9
     assert finished(start(["prune", "--resume=my run"])) == 0
-    assert len(numbers("my run")) == 2 * 10
+    assert len(numbers("my run")) == 2 * 3
     assert "my run is finished: see" in refused(capsys, "prune", "--resume", "my run")
     assert "already holds a run: choose another --out" in refused(capsys, *FAST, "--out", "my run")
 

@@ -12,11 +12,22 @@ import torch
 from rectified.cli import main
 from rectified.runs import read_results
 from rectified.training import FitConfig, classification, fit
+from tests.test_training import Noise, network
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_training import Noise, images_network, network
-
-PRUNE = "prune --cycles 1 --epochs 1 --ap off,lite --seeds 2 --device cpu --out".split()
+PRUNE = [
+    "prune",
+    "--cycles",
+    "1",
+    "--epochs",
+    "1",
+    "--ap",
+    "off,lite",
+    "--seeds",
+    "2",
+    "--device",
+    "cpu",
+    "--out",
+]
 # uneven slices, and a batch with fewer examples than processes
 SIZES = (8, 5, 1)
 SCRIPT = """
@@ -57,7 +68,7 @@ def test_there_are_two_processes(together):
 
 
 def test_two_processes_train_as_one_does(together):
-    (first, second), _, _ = together
+    (first, _), _, _ = together
     alone = network()
     config = FitConfig(epochs=2, clip=1.0, device="cpu")
     assert first[1] == pytest.approx(fit(alone, classification, Noise(SIZES), config), rel=1e-5)

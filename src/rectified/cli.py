@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
@@ -141,12 +142,18 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _help() -> str:
-    lines = ["usage: rectified VERB [options]", "", "Make neural networks lean, and see what that"
-             " cost.", ""]
+    lines = [
+        "usage: rectified VERB [options]",
+        "",
+        "Make neural networks lean, and see what that cost.",
+        "",
+    ]
     lines += [f"  {verb:<10}{words}" for verb, (words, _) in VERBS.items()]
     lines += ["", "rectified VERB --help lists a verb's options, with examples.", ""]
-    lines += ["examples:", *(f"  rectified {verb} {ex[0]}".rstrip() for verb, (_, ex) in
-                             VERBS.items())]
+    lines += [
+        "examples:",
+        *(f"  rectified {verb} {ex[0]}".rstrip() for verb, (_, ex) in VERBS.items()),
+    ]
     return "\n".join(lines)
 
 
@@ -293,8 +300,9 @@ def _one_line(box: str, verb: str) -> str:
     """What tyro says in its frame: the first paragraph, and a flag that it proposes."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
-    rules = [i for i, line in enumerate(lines) if set(line) <= set("─╰╯")]
-    paragraph = " ".join(line for line in lines[: rules[0] if rules else None] if line)
+    # the frame is of dashes where the terminal has no line drawing
+    runs = groupby(lines, key=lambda line: set(line) <= set("─╰╯-"))
+    paragraph = " ".join(next(list(run) for is_frame, run in runs if not is_frame))
     proposed = [line.split()[0] for line in lines if re.match(r"--\w", line)]
     unknown = paragraph.startswith("Unrecognized")
     meant = f"; perhaps {proposed[0]}" if proposed and unknown else ""

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -192,17 +192,18 @@ def learning_rate_factor(config: FitConfig, progress: float) -> float:
 def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
     """The optimiser that `config` names, over all parameters that want a gradient."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
+            rate,
             momentum=config.momentum,
             nesterov=config.nesterov,
+            weight_decay=decay,
             foreach=True,
-            **common,
         )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, foreach=True, **common)
+    return kind(parameters, rate, weight_decay=decay, foreach=True)
 
 
 class EMA:
@@ -272,7 +273,7 @@ def fit(
         model: any network; it is left on the training device, in training mode.
         objective: mean loss of one batch.
         batches: training data, the same for the same epoch.
-        config: how to train.
+        config: how to train; a moving average begins anew with every call.
         hooks: called after every update, in order; before the moving average.
         start: the first epoch; the schedule and the data's order begin there.
         stop: the epoch to stop before; `config.epochs` by default.
@@ -296,19 +297,17 @@ def fit(
         optimizer.load_state_dict(deepcopy(state.optimizer))
     average = EMA(model, config.ema) if config.ema else None
     losses = _restore(store, model, optimizer, average)
-    wrapped = torch.compile(model) if config.compile else model
+    wrapped = cast(nn.Module, torch.compile(model)) if config.compile else model
     if process.num_processes > 1:
         wrapped = process.prepare_model(wrapped)
     hooks = [*hooks, average] if average else list(hooks)
     steps = len(batches)
     saved_at = time.monotonic()
     with _bar(progress, steps * (stop - start), steps * len(losses)) as bar:
+        loop = _Loop(model, wrapped, objective, optimizer, config, hooks, bar)
         for epoch in range(start + len(losses), stop):
             with _seeded(config.seed, epoch, process.device):
-                loss = _epoch(
-                    epoch, model, wrapped, objective, batches, optimizer, config, hooks, bar
-                )
-            losses.append(loss)
+                losses.append(loop.epoch(epoch, batches))
             due = time.monotonic() - saved_at > _SAVE_EVERY_SECONDS
             if store is not None and due and process.is_main_process:
                 store.save(_snapshot(model, optimizer, average, losses))
@@ -329,50 +328,52 @@ def _agree_on_buffers(model: nn.Module) -> None:
         torch.distributed.broadcast(buffer, src=0)
 
 
-def _epoch(
-    epoch: int,
-    model: nn.Module,
-    wrapped: nn.Module,
-    objective: Objective,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    config: FitConfig,
-    hooks: Sequence[Hook],
-    bar: Any,
-) -> float:
-    """One pass over the data; returns its mean loss."""
-    process = accelerator(config.device)
-    steps = len(batches)
-    total = config.epochs * steps
-    model.train()
-    summed = torch.zeros((), dtype=torch.float64, device=process.device)
-    for index, batch in enumerate(batches.epoch(epoch)):
-        number = epoch * steps + index
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(config, number / total)
+@dataclass(frozen=True)
+class _Loop:
+    """What stays the same over the updates of one `fit`."""
+
+    model: nn.Module
+    wrapped: nn.Module  # the same weights, compiled or shared with other processes
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    config: FitConfig
+    hooks: Sequence[Hook]
+    bar: Any
+
+    def epoch(self, number: int, batches: Batches) -> float:
+        """One pass over the data; returns its mean loss."""
+        process, steps = accelerator(self.config.device), len(batches)
+        self.model.train()
+        summed = torch.zeros((), dtype=torch.float64, device=process.device)
+        for index, batch in enumerate(batches.epoch(number)):
+            summed += self.update(batch, number * steps + index, self.config.epochs * steps)
+            self.bar.update()
+        mean = float(process.reduce(summed, "mean")) / steps
+        if not math.isfinite(mean):
+            raise UserError(
+                f"the loss is {mean} in epoch {number + 1}: lower learning_rate "
+                f"(it is {self.config.learning_rate:g}), or look for bad values in data and weights"
+            )
+        return mean
+
+    def update(self, batch: Batch, done: int, total: int) -> Tensor:
+        """One step after `done` of `total`; returns what this process adds to the mean loss."""
+        config, process = self.config, accelerator(self.config.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(config, done / total)
         mine, weight = _share(batch, process, config)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(
-            process.device.type, torch.bfloat16, enabled=config.precision == "bf16"
-        ):
-            loss = objective(wrapped, mine)
+        self.optimizer.zero_grad(set_to_none=True)
+        is_half = config.precision == "bf16"
+        with torch.autocast(process.device.type, torch.bfloat16, enabled=is_half):
+            loss = self.objective(self.wrapped, mine)
         process.backward(loss * weight if weight != 1 else loss)
         if config.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        detached = loss.detach()
-        summed += detached * weight
-        step = Step(number + 1, total, model, detached, optimizer)
-        for hook in hooks:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        step = Step(done + 1, total, self.model, loss.detach(), self.optimizer)
+        for hook in self.hooks:
             hook(step)
-        bar.update()
-    mean = float(process.reduce(summed, "mean")) / steps
-    if not math.isfinite(mean):
-        raise UserError(
-            f"the loss is {mean} in epoch {epoch + 1}: lower learning_rate "
-            f"(it is {config.learning_rate:g}), or look for bad values in data and weights"
-        )
-    return mean
+        return loss.detach() * weight
 
 
 def _share(batch: Batch, process: Accelerator, config: FitConfig) -> tuple[Batch, float]:
@@ -393,9 +394,7 @@ def _share(batch: Batch, process: Accelerator, config: FitConfig) -> tuple[Batch
         weight = 1.0
     moved = tuple(values.to(device, non_blocking=True) for values in batch)
     if config.channels_last:
-        moved = tuple(
-            v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for v in moved
-        )
+        moved = tuple(v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for v in moved)
     return moved, weight
 
 

@@ -153,7 +153,7 @@ def test_weights_that_would_run_code_are_refused_and_not_run(tmp_path, monkeypat
         torch.save({"0.weight": Bomb()}, path)
     else:
         path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="cannot be read safely .*: give a safetensors file"):
+    with pytest.raises(UserError, match=r"cannot be read safely .*: give a safetensors file"):
         load_weights(small(), path)
     assert not (tmp_path / "exploded").exists()
 

@@ -103,9 +103,7 @@ def test_the_onnx_file_computes_the_same(folder: Run) -> None:
     example = torch.randn(3, 1, 8, 8)
     (given,) = session.run(None, {"images": example.numpy()})
     with torch.no_grad():
-        torch.testing.assert_close(
-            torch.from_numpy(given), network(example), atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(torch.from_numpy(given), network(example), atol=1e-4, rtol=1e-4)
 
 
 class Curious(nn.Module):

@@ -15,7 +15,7 @@ from rectified.jobs import prune_report
 from rectified.jobs.classifiers import build, plain_batches
 from rectified.jobs.prune import DEFAULT, DEMO, SCORES, PruneConfig, resolve, summarise
 from rectified.jobs.statistics import Interval
-from rectified.pruning import ARMS, activate
+from rectified.pruning import ARMS, activate, scores
 from rectified.runs import read_json, read_results
 from rectified.training import classification_quality, evaluate
 
@@ -33,10 +33,6 @@ def prune(folder, flags):
 
 def of(results, **wanted):
     return [row for row in results["rows"] if wanted.items() <= row.items()]
-
-
-def without_seconds(rows):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 @pytest.fixture
@@ -94,7 +90,9 @@ def test_the_summary_is_what_scipy_makes_of_the_rows(study):
         low, high = stats.ttest_1samp(accuracy, 0.0).confidence_interval(0.95)
         assert line["accuracy_mean"] == pytest.approx(np.mean(accuracy), rel=1e-12)
         assert line["accuracy_ci95"] == pytest.approx((high - low) / 2, rel=1e-9)
-        assert line["dynamic_dnr_mean"] == pytest.approx(np.mean([r["dynamic_dnr"] for r in members]))
+        assert line["dynamic_dnr_mean"] == pytest.approx(
+            np.mean([r["dynamic_dnr"] for r in members])
+        )
         assert line["n"] == 3
 
 
@@ -164,7 +162,8 @@ def test_undefined_intervals_are_null(tmp_path):
 
 @quick
 @pytest.mark.parametrize("model", ["mlp", "cnn --batch-size 100"])
-def test_every_score_runs_in_every_arm_to_the_same_density(tmp_path, model, capsys):
+def test_every_score_runs_in_every_arm_to_the_same_density(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.setattr(scores.SynFlow, "rounds", 5)  # not 100
     flags = f"--model {model} --score {','.join(SCORES)} --ap off,lite,pro --cycles 1 --seed 0"
     results = prune(tmp_path / "run", f"{flags} --epochs 1")
     final = of(results, cycle=1)
@@ -235,7 +234,10 @@ def test_schedules_reach_the_target(tmp_path, schedule, densities):
 def test_two_of_four_neighbours_stay(tmp_path):
     from safetensors.torch import load_file
 
-    prune(tmp_path / "run", "--scope 2:4 --target 0.5 --schedule one_shot --cycles 1 --seed 0 --ap off")
+    prune(
+        tmp_path / "run",
+        "--scope 2:4 --target 0.5 --schedule one_shot --cycles 1 --seed 0 --ap off",
+    )
     for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
         if name.endswith("weight"):
             assert ((weight.reshape(-1, 4) != 0).sum(1) == 2).all()
@@ -256,13 +258,16 @@ def test_a_trained_network_can_be_pruned_and_fine_tuned(tmp_path):
     weights = tmp_path / "dense" / "model.safetensors"
     flags = f"--weights {weights} --rewind finetune --epochs 1 --cycles 1 --seed 0"
     tuned = prune(tmp_path / "tuned", flags)
-    assert of(tuned, cycle=0)[0]["accuracy"] == pytest.approx(dense["rows"][0]["accuracy"], abs=0.01)
+    assert of(tuned, cycle=0)[0]["accuracy"] == pytest.approx(
+        dense["rows"][0]["accuracy"], abs=0.01
+    )
     assert of(tuned, cycle=1)[0]["accuracy"] > 0.8
 
 
 @quick
 def test_a_transformer_has_dead_neurons_below_a_threshold(tmp_path):
-    flags = "--model vit --ap-scope all --dead-threshold 0.01 --cycles 1 --epochs 1 --seed 0"
+    flags = "--model vit --ap-scope all --ap lite --dead-threshold 0.01 --dead-examples 100"
+    flags += " --cycles 1 --epochs 1 --seed 0"
     results = prune(tmp_path / "run", flags)
     assert 0 < results["rows"][-1]["dynamic_dnr"] < 1
 
@@ -293,13 +298,6 @@ def test_a_shortfall_of_candidates_is_told_and_densities_stay_equal(tmp_path, ca
 def test_bf16_runs(tmp_path):
     flags = "--precision bf16 --model cnn --cycles 1 --seed 0 --epochs 1 --ap off"
     assert len(prune(tmp_path / "run", flags)["rows"]) == 2
-
-
-@quick
-def test_the_same_command_gives_the_same_numbers(tmp_path, study):
-    _, first = study
-    again = prune(tmp_path / "run", "--ap off,lite,pro,off_pro --cycles 3 --seeds 3")
-    assert without_seconds(again["rows"]) == without_seconds(first["rows"])
 
 
 @quick
@@ -371,7 +369,7 @@ def test_impossible_settings_are_refused_before_anything_happens(changes, messag
 def test_every_score_and_arm_stands_in_the_help():
     described = PruneConfig.__doc__
     assert all(name in described for name in (*SCORES, *activate.ARMS))
-    assert DEFAULT == PruneConfig()
+    assert PruneConfig() == DEFAULT
 
 
 # ---- words
@@ -407,7 +405,9 @@ def test_a_single_seed_gives_no_evidence():
 
 def test_pro_against_off_is_told_to_be_unequal_training():
     assert "trained twice as long" in prune_report.verdict(effect(0.0, 0.0, "pro")).text
-    assert "trained twice as long" not in prune_report.verdict(effect(0.0, 0.0, "pro", "off_pro")).text
+    assert (
+        "trained twice as long" not in prune_report.verdict(effect(0.0, 0.0, "pro", "off_pro")).text
+    )
 
 
 def test_a_summary_of_nothing_is_nothing():

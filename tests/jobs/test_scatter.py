@@ -17,7 +17,7 @@ from rectified.jobs.scatter_cases import row
 from rectified.runs import Run
 
 SMALL = replace(DEFAULT, grid=32, steps=3, limit=60, networks=("ridgelet_modulus",))
-PLAIN = replace(DEFAULT, limit=200, networks=("none",))
+PLAIN = replace(DEFAULT, limit=40, orientations=2, networks=("none",))
 
 
 def results(path):
@@ -71,7 +71,7 @@ def test_a_broken_bound_is_told_first():
 
 def test_digits_are_learnt_from_200_of_them(tmp_path):
     folder = Run(tmp_path / "run")
-    run(replace(PLAIN, seeds=2), folder, {}, False)
+    run(replace(PLAIN, limit=200, orientations=8, seeds=2), folder, {}, False)
     folder.close()
     rows = [one for one in results(tmp_path / "run")["rows"] if one["case"] == "scattering order 2"]
     assert len(rows) == 2
@@ -105,7 +105,8 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
 
 def test_the_command_line_runs_it(tmp_path, capsys):
     out = str(tmp_path / "run")
-    words = ["scatter", "--networks", "none", "--limit", "50", "--out", out, "--quiet"]
+    words = ["scatter", "--networks", "none", "--limit", "50", "--orientations", "2"]
+    words += ["--out", out, "--quiet"]
     assert main(words) == 0
     assert "scattering order 2" in capsys.readouterr().out
     assert results(tmp_path / "run")["config"]["networks"] == []

@@ -84,8 +84,12 @@ def test_the_recursion_is_far_below_the_published_product():
 
 
 def test_the_recursion_of_one_layer_is_its_largest_sum():
-    layer = Layer(weyl_heisenberg(4), custom_nonlinearity("x3", lambda x: 3 * x, lipschitz=3.0),
-                  no_pooling(), normalise=False)
+    layer = Layer(
+        weyl_heisenberg(4),
+        custom_nonlinearity("x3", lambda x: 3 * x, lipschitz=3.0),
+        no_pooling(),
+        normalise=False,
+    )
     network = ScatteringNetwork([layer], GRID)
     bank = network.banks[0]
     expected = (bank.output**2 + 9 * bank.filters[:, 0].square().sum(0)).max()
@@ -169,8 +173,9 @@ def test_an_unshifted_sigmoid_is_caught_at_zero():
 
 def test_a_half_bank_that_meets_complex_maps_is_caught():
     half = wavelets(J=1, L=2, symmetry="half")
-    hidden = Layer(lambda grid: replace(half(grid), half=False), modulus, no_pooling(),
-                   normalise=False)
+    hidden = Layer(
+        lambda grid: replace(half(grid), half=False), modulus, no_pooling(), normalise=False
+    )
     assert ratio([hidden], is_complex=True, steps=150) > 1.1
 
 

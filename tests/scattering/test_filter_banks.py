@@ -99,9 +99,7 @@ def test_the_frame_bound_is_the_norm_of_the_matrix_of_all_convolutions():
     frame = random_filters(3, 3, generator=generator(), is_complex=True)
     bank = frame((6, 5))
     taps = torch.fft.ifft2(torch.cat([bank.output[None], bank.filters[:, 0]])).numpy()
-    rows = [
-        np.roll(h, (a, b), (0, 1)).ravel() for h in taps for a in range(6) for b in range(5)
-    ]
+    rows = [np.roll(h, (a, b), (0, 1)).ravel() for h in taps for a in range(6) for b in range(5)]
     singular = np.linalg.svd(np.array(rows), compute_uv=False)
     assert bank.upper == pytest.approx(singular[0] ** 2, rel=1e-12)
     assert bank.lower == pytest.approx(singular[-1] ** 2, rel=1e-10)

@@ -22,9 +22,7 @@ from rectified.scattering import (
 
 
 def network() -> ScatteringNetwork:
-    return ScatteringNetwork(
-        [Layer(wavelets(J=2, L=2)), Layer(weyl_heisenberg(4), tanh)], (16, 16)
-    )
+    return ScatteringNetwork([Layer(wavelets(J=2, L=2)), Layer(weyl_heisenberg(4), tanh)], (16, 16))
 
 
 def smooth() -> torch.Tensor:

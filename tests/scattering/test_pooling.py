@@ -164,15 +164,15 @@ def test_a_users_pooling_is_estimated_and_labelled():
         (lambda: maximum(3, window=2), "window must be at least the pooling factor 3, got 2"),
         (lambda: power(2, 0.5), "p must be at least 1, got 0.5"),
         (
-            lambda: custom_pooling(
-                "shrinks", 2, lambda x, d: x, generator=generator()
-            ).lipschitz((4, 4)),
+            lambda: custom_pooling("shrinks", 2, lambda x, d: x, generator=generator()).lipschitz(
+                (4, 4)
+            ),
             r"shrinks must give grid \(2, 2\)",
         ),
         (
-            lambda: custom_pooling(
-                "moves", 1, lambda x, d: x + 1, generator=generator()
-            ).lipschitz((4, 4)),
+            lambda: custom_pooling("moves", 1, lambda x, d: x + 1, generator=generator()).lipschitz(
+                (4, 4)
+            ),
             "moves must keep 0 at 0, got 1",
         ),
         (

@@ -50,7 +50,9 @@ def test_a_plain_computation_at_full_rate_finds_the_same(shape):
     x = np.random.default_rng(0).standard_normal(shape)
     scattering = Scattering2D(J, shape, L)
     rows, columns = scattering.padded
-    margins = [((p - n) // 2, (p - n + 1) // 2) for n, p in zip(shape, (rows, columns), strict=True)]
+    margins = [
+        ((p - n) // 2, (p - n + 1) // 2) for n, p in zip(shape, (rows, columns), strict=True)
+    ]
     spectrum = np.fft.fft2(np.pad(x, margins, mode="reflect"))
     bank = morlet(J, L)((rows, columns))
     psi, phi = bank.filters[:, 0].numpy(), bank.output.numpy()
@@ -120,6 +122,25 @@ def test_a_flat_image_has_a_gradient():
     x = torch.zeros(8, 8, requires_grad=True)
     Scattering2D(2, (8, 8), 2)(x).sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_it_serves_as_fixed_first_layers():
+    from torch import nn
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(40, 1, 16, 16, generator=generator)
+    labels = torch.arange(40) % 2
+    x[labels == 1] = x[labels == 1].cumsum(-1) / 8  # smooth against rough
+    fixed = nn.Sequential(Scattering2D(2, (16, 16), 4), nn.Flatten(1, 2))
+    model = nn.Sequential(fixed, nn.BatchNorm2d(25), nn.Flatten(), nn.Linear(25 * 16, 2))
+    assert not list(fixed.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(20):
+        loss = nn.functional.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (model(x).argmax(1) == labels).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -213,8 +213,8 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own exceptions for a damaged file
         raise UserError(
-            f"weights {path} cannot be read safely ({_first_line(error)}): give a safetensors file, or a "
-            "plain state_dict"
+            f"weights {path} cannot be read safely ({_first_line(error)}): give a safetensors "
+            "file, or a plain state_dict"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):

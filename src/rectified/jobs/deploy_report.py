@@ -65,7 +65,9 @@ def _speed(batch: str, times: Mapping[str, float]) -> Verdict:
 def _times(milliseconds: Mapping[str, Mapping[str, float]]) -> Table:
     ways = list(next(iter(milliseconds.values())))
     columns = ("way to run", *(f"ms, {batch.replace('_', ' ')}" for batch in milliseconds))
-    rows = [(WAYS[way], *(times[way] for times in milliseconds.values())) for way in ways]
+    rows: list[list[str | float]] = [
+        [WAYS[way], *(times[way] for times in milliseconds.values())] for way in ways
+    ]
     return Table(
         "Time of the whole network",
         columns,

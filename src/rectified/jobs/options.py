@@ -17,8 +17,9 @@ def _comma_separated(kind: type) -> Any:
         nargs=1,
         metavar=f"{kind.__name__.upper().replace('STR', 'NAME')},...",
         instance_from_str=read,
-        is_instance=lambda value: isinstance(value, tuple)
-        and all(isinstance(entry, kind) for entry in value),
+        is_instance=lambda value: (
+            isinstance(value, tuple) and all(isinstance(entry, kind) for entry in value)
+        ),
         str_from_instance=lambda value: [",".join(str(entry) for entry in value)],
     )
 

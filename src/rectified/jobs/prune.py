@@ -28,7 +28,7 @@ from rectified.pruning import activate, schedule, scores
 from rectified.pruning.cycle import Cycle, Rewind, Stage, Training, plan
 from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
 from rectified.pruning.look_ahead import LookAhead
-from rectified.pruning.masks import full_masks
+from rectified.pruning.masks import droppable, full_masks
 from rectified.runs import Run
 from rectified.training import (
     FitConfig,
@@ -163,6 +163,7 @@ def resolve(config: PruneConfig) -> PruneConfig:
     config = replace(config, **filled)
     _rate(config)
     _fit_config(config)
+    droppable({}, {}, scope=config.scope)  # refuses a scope that there is not
     rewind = Rewind.parse(config.rewind)
     if rewind.epoch >= max(1, config.epochs or 0):
         raise UserError(f"rewind epoch must be below epochs ({config.epochs}), got {rewind.epoch}")
@@ -504,9 +505,7 @@ class _Study:
 
     def quality(self, model: nn.Module, batches: Batches) -> dict[str, float]:
         """Accuracy and loss on a split."""
-        found = evaluate(
-            model, classification_quality, batches, device=self.config.device
-        )
+        found = evaluate(model, classification_quality, batches, device=self.config.device)
         return {"accuracy": found["accuracy"], "loss": found["loss"]}
 
     def keep_best(self, arm: Arm, cycle: Cycle, validation: float) -> None:

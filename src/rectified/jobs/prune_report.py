@@ -26,6 +26,7 @@ from rectified.report import (
     lines,
     render,
 )
+from rectified.report.page import Cell, Tone
 
 BASES = {"pro": "off_pro"}  # the arm of equal training, where it was run; else off
 NAMES = {
@@ -118,10 +119,8 @@ def verdict(effect: Effect) -> Verdict:
         f"{effect.accuracy.n} seeds, mean over all pruned cycles)."
     )
     if effect.ap == "pro" and effect.base == "off":
-        text += (
-            " This arm trained twice as long: add the arm off_pro to compare at equal training."
-        )
-    tone = "neutral"
+        text += " This arm trained twice as long: add the arm off_pro to compare at equal training."
+    tone: Tone = "neutral"
     if effect.accuracy.excludes_zero:
         tone = "gain" if effect.accuracy.mean > 0 else "loss"
     return Verdict(f"{name}: {rate}, {quality}", text, tone)
@@ -402,7 +401,7 @@ def _site_table(rows: Sequence[Row]) -> Table:
         quantity: _mean_by_name(rows, "site", lambda row, q=quantity: row[q])
         for quantity in quantities
     }
-    table = [
+    table: list[tuple[Cell, ...]] = [
         (name, f"{score}, {NAMES[ap]}", *(means[q][score, ap][name] for q in quantities))
         for (score, ap), names in means["dynamic"].items()
         for name in names

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
 from hashlib import sha256
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,9 +102,7 @@ def _settings(request: Request, config: FitConfig) -> FitConfig:
     return replace(config, schedule="constant", warmup=0.0, learning_rate=rate)
 
 
-def _train_one(
-    requests: Sequence[Request], config: FitConfig, store: Store, progress: str
-) -> None:
+def _train_one(requests: Sequence[Request], config: FitConfig, store: Store, progress: str) -> None:
     (request,) = requests
     asked = request.training
     fit(

@@ -94,9 +94,7 @@ def paired(
     return interval(ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys()))
 
 
-def _by_seed(
-    rows: Sequence[Row], metric: str, chosen: Callable[[Row], bool]
-) -> dict[int, float]:
+def _by_seed(rows: Sequence[Row], metric: str, chosen: Callable[[Row], bool]) -> dict[int, float]:
     found: dict[int, list[float]] = {}
     for row in rows:
         if chosen(row):

@@ -195,7 +195,8 @@ def _steepest(name: str, function: Pointwise, reach: float) -> float:
         steepest = int(slopes.argmax())
         if halving % _HALVINGS == 0:
             found.append(float(slopes[steepest]))
-        points = torch.linspace(*points[steepest : steepest + 2].tolist(), 3, dtype=torch.float64)
+        low, high = float(points[steepest]), float(points[steepest + 1])
+        points = torch.tensor([low, (low + high) / 2, high], dtype=torch.float64)
         values = function(points)
     if found[2] > _STEADY * found[1]:
         raise UserError(f"{name} must be Lipschitz, got a jump near x = {points[1].item():.3g}")

@@ -36,8 +36,6 @@ from rectified.scattering.windows import Grid
 
 OutType = Literal["array", "list"]
 _CHUNK = 2**18  # real numbers of the largest product at once: one megabyte, as caches go
-_DEEP = 4
-_LEAST = 1
 _NOTHING = 1e-10  # a block of a filter below this part of its largest value is left out
 
 
@@ -106,7 +104,7 @@ class Scattering2D(nn.Module):
         images = x.reshape(-1, *x.shape[-2:])
         if not self.pre_pad:
             images = _padded(images, self.shape, self.padded)
-        chunk = max(_LEAST, _CHUNK // (2 * self.L * math.prod(self.padded)))
+        chunk = max(1, _CHUNK // (2 * self.L * math.prod(self.padded)))
         found = torch.cat([self._transform(part, tables) for part in images.split(chunk)])
         found = found.reshape(*x.shape[:-2], *found.shape[1:])
         return found if self.out_type == "array" else self._listed(found)
@@ -155,8 +153,9 @@ class Scattering2D(nn.Module):
     ) -> Float[Tensor, "batch paths out_rows out_columns"]:
         """The coefficients of order 2 whose first wavelet has scale j."""
         found = []
-        # the products hold L maps for each of these, at half the rate along both axes
-        chunk = max(1, _DEEP * _CHUNK // (2 * self.L * maps[0, 0].numel() * len(maps)))
+        # the products hold L maps for each of these, at half the rate along both axes; where even
+        # few are beyond any cache, calls cost more than memory does
+        chunk = max(self.L // 2, 4 * _CHUNK // (2 * self.L * maps[0, 0].numel() * len(maps)), 1)
         for part in maps.split(chunk, 1):
             spectrum = torch.fft.fft2(part)
             deeper = [

@@ -24,7 +24,7 @@ import os
 from typing import no_type_check
 
 import numpy as np
-from llvmlite import binding, ir  # type: ignore[import-untyped]
+from llvmlite import binding, ir
 from numba import carray, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic

@@ -78,7 +78,7 @@ def band_limited_bound(
         omega: sup |w|.
 
     Example:
-        >>> round(band_limited_bound(8, 1.0, tau=0.01, delta=0.5), 4)
+        >>> round(band_limited_bound(8.0, 1.0, tau=0.01, delta=0.5), 4)
         0.5889
     """
     return gradient_bound(2 * math.pi * radius * norm, norm, tau=tau, delta=delta, omega=omega)
