@@ -164,8 +164,9 @@ def test_undefined_intervals_are_null(tmp_path):
 @pytest.mark.parametrize("model", ["mlp", "cnn --batch-size 100"])
 def test_every_score_runs_in_every_arm_to_the_same_density(tmp_path, model, capsys, monkeypatch):
     monkeypatch.setattr(scores.SynFlow, "rounds", 5)  # not 100
-    flags = f"--model {model} --score {','.join(SCORES)} --ap off,lite,pro --cycles 1 --seed 0"
-    results = prune(tmp_path / "run", f"{flags} --epochs 1")
+    names = ",".join(reversed(SCORES))  # those that remember something first
+    flags = f"--model {model} --score {names} --ap off,lite,pro --cycles 1 --seed 0 --epochs 1"
+    results = prune(tmp_path / "run", flags)
     final = of(results, cycle=1)
     assert len(final) == len(SCORES) * 3
     assert len({row["density"] for row in final}) == 1
@@ -408,6 +409,11 @@ def test_pro_against_off_is_told_to_be_unequal_training():
     assert (
         "trained twice as long" not in prune_report.verdict(effect(0.0, 0.0, "pro", "off_pro")).text
     )
+
+
+def test_a_study_without_pruning_says_so(tmp_path):
+    prune(tmp_path / "run", "--cycles 0 --seed 0 --epochs 0 --ap off")
+    assert "Nothing was pruned: give --cycles" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_summary_of_nothing_is_nothing():

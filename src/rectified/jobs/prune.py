@@ -411,8 +411,11 @@ class _Study:
 
     def plan_after(self, arm: Arm, data: SeedData) -> Plan:
         """The plan of an arm, from where the checkpoint has it."""
-        key = arm.key if arm.key in self.found.cycles else self.dense_of[arm].key
+        dense = self.dense_of[arm]
+        key = arm.key if arm.key in self.found.cycles else dense.key
         after = _to(self.found.cycles[key], self.device)
+        if key == dense.key and dense.score != arm.score:
+            after["memory"] = ()  # it is another score's
         return self.start(arm, data, cycles=self.config.cycles, after=Cycle(**after))
 
     def start(self, arm: Arm, data: SeedData, **where: Any) -> Plan:

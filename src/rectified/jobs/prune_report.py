@@ -26,7 +26,7 @@ from rectified.report import (
     lines,
     render,
 )
-from rectified.report.page import Cell, Tone
+from rectified.report.page import Cell
 
 BASES = {"pro": "off_pro"}  # the arm of equal training, where it was run; else off
 NAMES = {
@@ -120,7 +120,7 @@ def verdict(effect: Effect) -> Verdict:
     )
     if effect.ap == "pro" and effect.base == "off":
         text += " This arm trained twice as long: add the arm off_pro to compare at equal training."
-    tone: Tone = "neutral"
+    tone = "neutral"
     if effect.accuracy.excludes_zero:
         tone = "gain" if effect.accuracy.mean > 0 else "loss"
     return Verdict(f"{name}: {rate}, {quality}", text, tone)
@@ -172,7 +172,7 @@ def _shortfall(details: Mapping[str, Any]) -> str:
     arms = sorted({f"{entry['score']} {entry['ap']}" for entry in short})
     missing = sum(entry["missing"] for entry in short)
     return (
-        f"candidates ran out in cycle {cycles[0]} and {len(cycles) - 1} later ones "
+        f"candidates ran out in cycle {', '.join(map(str, cycles))} "
         f"({', '.join(arms)}): {missing} weights were dropped by the score instead, so that the "
         "densities stay equal; a smaller ap_rate or ap_scope all leaves more candidates"
     )
@@ -441,6 +441,8 @@ def _how_far(results: Results) -> str:
         lost = dense[row["score"], row["ap"]]["accuracy_mean"] - row["accuracy_mean"]
         if row["cycle"] and lost <= 0.01 and (best is None or row["density"] < best["density"]):
             best = {**row, "lost": lost}
+    if len(dense) == len(results["summary"]):
+        return "Nothing was pruned: give --cycles 1 or more."
     if best is None:
         return (
             "Every pruned network lost more than one point of accuracy: prune less in a cycle "

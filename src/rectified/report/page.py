@@ -7,15 +7,15 @@ of a `Figure`, which is inserted as it stands and so must come from a trusted ma
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rectified.errors import UserError, choose
 
 Cell = str | float | int | None
 """One value of a table; `None` means that there is none, and is shown as an en dash."""
 
-Tone = Literal["gain", "loss", "neutral", "warning"]
-"""How a verdict should be taken."""
+TONES = ("gain", "loss", "neutral", "warning")
+"""How a verdict may be taken."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Verdict:
     Args:
         title: the finding, a few words: `"+1.8 points at 11% density"`.
         text: what it means, one or two sentences.
-        tone: how it should be taken; shown by a word and a sign, not by colour alone.
+        tone: one of `TONES`, how it should be taken; shown by a word and a sign, not by colour alone.
 
     Raises:
         UserError: if `tone` is not known.
@@ -44,10 +44,10 @@ class Verdict:
 
     title: str
     text: str
-    tone: Tone = "neutral"
+    tone: str = "neutral"
 
     def __post_init__(self) -> None:
-        choose("tone", self.tone, get_args(Tone))
+        choose("tone", self.tone, TONES)
 
 
 @dataclass(frozen=True)

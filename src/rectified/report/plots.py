@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from math import log, nan
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rectified.errors import UserError, choose
 from rectified.report.drawing import COLOURS, PAPER, Drawing, Sheet, cut, figure
@@ -66,7 +66,7 @@ def lines(
     x_label: str,
     y_label: str,
     alt: str,
-    x_scale: Literal["linear", "log"] = "linear",
+    x_scale: str = "linear",
     x_percent: bool = False,
     y_percent: bool = False,
     invert_x: bool = False,
@@ -83,7 +83,7 @@ def lines(
         x_label: name and unit of the horizontal axis.
         y_label: name and unit of the vertical axis.
         alt: what the figure says, in words.
-        x_scale: of the horizontal axis.
+        x_scale: of the horizontal axis, linear or log.
         x_percent: whether x is a share in [0, 1], to be written in percent.
         y_percent: the same for y.
         invert_x: whether x falls from left to right.

@@ -29,8 +29,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 from torch.fx.node import Node, map_arg
 
@@ -407,6 +405,9 @@ class _Walk:
         """The class of every channel that was begun, after all ties."""
         empty = torch.zeros(0, dtype=torch.long)
         ends = [torch.cat([empty, *(tie[end].cpu() for tie in self.ties)]) for end in (0, 1)]
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         links = coo_array((torch.ones(len(ends[0])), ends), shape=(self.count, self.count))
         _, component = connected_components(links, directed=False)
         device = self.mixers[0].inputs.device if self.mixers else None
