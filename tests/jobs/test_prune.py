@@ -13,7 +13,8 @@ from rectified.data import load_images
 from rectified.errors import UserError
 from rectified.jobs import prune_report
 from rectified.jobs.classifiers import build, plain_batches
-from rectified.jobs.prune import DEFAULT, DEMO, SCORES, PruneConfig, resolve, summarise
+from rectified.jobs.prune import DEFAULT, DEMO, SCORES, PruneConfig, resolve
+from rectified.jobs.prune_study import summarise
 from rectified.jobs.statistics import Interval
 from rectified.pruning import ARMS, activate, scores
 from rectified.runs import read_json, read_results

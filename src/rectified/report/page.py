@@ -36,7 +36,7 @@ class Verdict:
     Args:
         title: the finding, a few words: `"+1.8 points at 11% density"`.
         text: what it means, one or two sentences.
-        tone: one of `TONES`, how it should be taken; shown by a word and a sign, not by colour alone.
+        tone: one of `TONES`; shown by a word and a sign, not by colour alone.
 
     Raises:
         UserError: if `tone` is not known.
