@@ -20,6 +20,7 @@ from rectified.pruning.masks import (
     prune,
 )
 from rectified.pruning.scores import Score, Snapshot, magnitude
+from rectified.pruning.semi_structured import semi_structured
 from rectified.pruning.sparse import load_sparse, save_sparse, sparsify
 
 __all__ = [
@@ -52,5 +53,6 @@ __all__ = [
     "prune",
     "resize",
     "save_sparse",
+    "semi_structured",
     "sparsify",
 ]
