@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from rectified.cli import main
 from rectified.errors import UserError
 from rectified.jobs.classifiers import recipe
 from rectified.jobs.deploy import Architecture, Deployment, deploy, load_lean
@@ -138,3 +139,24 @@ def test_a_missing_description_is_a_users_mistake(folder: Run) -> None:
     (folder.path / "lean.json").unlink()
     with pytest.raises(UserError, match=r"lean\.json cannot be read"):
         load_lean(folder.path)
+
+
+def test_the_command_adds_deployment_to_results_and_report(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ["--model", "cnn", "--cycles", "2", "--rate", "0.7", "--epochs", "1", "--seed", "0"]
+    code = main(
+        ["prune", *flags, "--ap", "off", "--deploy", "--drop-never-fires", "--out", str(out)]
+    )
+    assert code == 0
+    results = json.loads((out / "results.json").read_text())
+    assert set(results) == {"verb", "config", "environment", "rows", "summary", "deploy"}
+    assert set(results["deploy"]) == {
+        "bytes_dense",
+        "bytes_lean",
+        "max_abs_difference",
+        "milliseconds",
+    }
+    assert results["deploy"]["bytes_dense"] == (out / "model.safetensors").stat().st_size
+    page = (out / "report.html").read_text()
+    assert "times smaller on disk" in page
+    assert "never fired on" in page
