@@ -53,6 +53,7 @@ def test_the_report_and_the_text_say_what_was_found(finished):
     page = (path / "report.html").read_text()
     for words in ("Littlewood-Paley", "within their bounds", "ridgelet_modulus", "accuracy"):
         assert words in page
+    assert "mathdefault" not in page  # axes are labelled in plain words
     assert "are within their bounds" in text
     assert "BROKEN" not in text
 

@@ -289,6 +289,9 @@ def _log_figure(name: str, signal: Sequence[Row], curves: Mapping[str, Sequence[
             axes.plot(PIXELS, values, color=colour, marker=marker, markersize=5, linewidth=1.4)
         axes.set_xticks(PIXELS, [f"{size:g}" for size in PIXELS])
         axes.set_xticks([], minor=True)
+        # the default writes powers as mathematical markup, which the page shows as it stands
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda *_: "")
         return list(axes.lines)
 
     words = name.replace("_", " ")
