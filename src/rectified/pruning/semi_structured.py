@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -81,7 +82,7 @@ def semi_structured(model: nn.Module, *, dtype: torch.dtype = torch.bfloat16) ->
         raise UserError("2:4 kernels need an NVIDIA GPU from Ampere on; use sparsify on a CPU")
     converted = copy.deepcopy(bare(model)).to("cuda", dtype).eval()
     for name in names:
-        layer = converted.get_submodule(name)
+        layer: Any = converted.get_submodule(name)
         sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
         layer.weight = nn.Parameter(sparse, requires_grad=False)
     return converted
