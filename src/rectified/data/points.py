@@ -1,6 +1,6 @@
 """Points: distributions in the plane that are drawn, and files of points.
 
-    moons        two interleaved half circles, scaled to about [-4, 5] x [-2.5, 2.5]
+    moons        scikit-learn's two interleaved half circles, times 3, less 1
     gaussians8   eight round heaps on a circle of radius 5
     rings        two concentric circles of radius 2 and 4
 
@@ -28,12 +28,10 @@ _NOISE = 0.2
 
 
 def _moons(count: int, generator: torch.Generator) -> Drawn:
-    angle = math.pi * torch.rand(count, generator=generator)
-    is_lower = torch.rand(count, generator=generator) < 0.5
-    upper = torch.stack([angle.cos(), angle.sin()], 1)
-    lower = torch.stack([1 - angle.cos(), 0.5 - angle.sin()], 1)
-    points = torch.where(is_lower[:, None], lower, upper)
-    return 3 * (points + _NOISE * torch.randn(count, 2, generator=generator)) - 1
+    from sklearn.datasets import make_moons
+
+    points, _ = make_moons(count, noise=_NOISE, random_state=generator.initial_seed() % 2**32)
+    return 3 * torch.from_numpy(points).float() - 1
 
 
 def _gaussians8(count: int, generator: torch.Generator) -> Drawn:

@@ -359,10 +359,11 @@ def _flows(results: Results) -> Table:
 
 
 def _costs(notes: Mapping[str, Any]) -> str:
-    if not all("optimal_cost" in note for note in notes.values()):
+    first = [note for note in notes.values() if "optimal_cost" in note]
+    if not first:
         return ""
-    least = interval(note["optimal_cost"] for note in notes.values()).mean
-    alone = interval(note["independent_cost"] for note in notes.values()).mean
+    least = interval(note["optimal_cost"] for note in first).mean
+    alone = interval(note["independent_cost"] for note in first).mean
     return (
         f" Between source and data the least transport cost is {least:.3g}, that of independent "
         f"pairs {alone:.3g}."

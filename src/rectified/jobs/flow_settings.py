@@ -254,8 +254,8 @@ def training(config: FlowConfig, *, seed: int, is_first: bool) -> FitConfig:
         learning_rate=config.learning_rate,
         weight_decay=0.0,
         schedule="cosine",
-        warmup=0.03,
-        clip=1.0,
+        warmup=0.0 if config.model == "mlp" else 0.03,  # a small perceptron needs neither
+        clip=0.0 if config.model == "mlp" else 1.0,
         ema=config.ema,
         precision=config.precision,
         seed=seed,

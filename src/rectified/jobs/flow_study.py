@@ -104,6 +104,7 @@ class FlowStudy:
         self.process = accelerator(config.device)
         self._check(first)
         self.lookers: dict[int, tuple[Any, Any]] = {}
+        self.distances: dict[int, Distance] = {}
 
     def _check(self, transfer: Transfer) -> None:
         """Everything that can be known to fail, before anything is written."""
@@ -406,10 +407,15 @@ class FlowStudy:
 
     def distance(self, transfer: Transfer, seed: int) -> Distance:
         """How samples are compared with the data."""
-        assert self.config.samples is not None
-        if not transfer.target.is_image:
-            return point_distance(transfer, self.config.samples, seed)
-        return image_distance(transfer, self.look(seed, transfer)[0], self.config.samples)
+        count = self.config.samples
+        assert count is not None
+        if seed not in self.distances:
+            self.distances[seed] = (
+                image_distance(transfer, self.look(seed, transfer)[0], count)
+                if transfer.target.is_image
+                else point_distance(transfer, count, seed)
+            )
+        return self.distances[seed]
 
     def solvers(self, gap: float, number: int) -> Iterator[tuple[str, int]]:
         """The solvers and numbers of steps that a flow is measured with."""
@@ -468,11 +474,11 @@ class FlowStudy:
             "floor": distance.floor,
             "protocol": distance.protocol,
         }
-        if not transfer.target.is_image:
-            ends = transfer.draw(held, config.samples, held_out=True)
-            reference = transfer.reference[: len(ends)]
-            notes["optimal_cost"] = flow.optimal_cost(ends[: len(reference)], reference)
-            notes["independent_cost"] = flow.transport_cost(ends[: len(reference)], reference)
+        if not transfer.target.is_image and key.round == 1:
+            count = min(config.samples, len(transfer.reference))
+            ends, reference = x0[:count].cpu(), transfer.reference[:count]
+            notes["optimal_cost"] = flow.optimal_cost(ends, reference)
+            notes["independent_cost"] = flow.transport_cost(ends, reference)
         return rows, notes
 
     def drawn_labels(self, transfer: Transfer, count: int, seed: int) -> Tensor | None:
