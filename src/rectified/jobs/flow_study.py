@@ -41,7 +41,8 @@ HELD_OUT = 1000  # pairs that a reflow is not trained on, at most a tenth
 SHOWN_PATHS, SHOWN_IMAGES, PATH_STEPS = 150, 10, 32
 FIRST, PHASED = "1rf", "phased"
 _PERCEPTUAL_WEIGHT = 0.1  # of each layer, as measured on digits
-_JUDGE, _EYE = (16, 32, 64), (24, 48, 48)  # widths: of the distance's network, of the loss's
+# channels of three convolutions and hidden features: of the distance's network, of the loss's
+_JUDGE, _EYE = (16, 32, 32, 64), (24, 24, 48, 96)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class FlowStudy:
         self.first, self.phases = first, phases
         self.seeds = seed_list(config.seeds, config.seed)
         many = config.samples or 5000
-        first = load_transfer(
+        transfer = load_transfer(
             config.data,
             config.source,
             seed=self.seeds[0],
@@ -112,10 +113,10 @@ class FlowStudy:
             image_size=config.image_size,
             many=many,
         )
-        self.config = settings.resolve(config, shape=first.target.shape)
+        self.config = settings.resolve(config, shape=transfer.target.shape)
         self.folder, self.progress = folder, progress
         self.process = accelerator(config.device)
-        self._check(first)
+        self._check(transfer)
         self.lookers: dict[int, tuple[Any, Any]] = beside.lookers if beside else {}
         self.distances: dict[int, Distance] = beside.distances if beside else {}
 
@@ -406,7 +407,7 @@ class FlowStudy:
         if not transfer.target.is_image:
             return flow.rfpp_terms(None)
         _, eye = self.look(seed, transfer)
-        blocks = eye.features.to(self.process.device).blocks
+        blocks = eye.network.to(self.process.device).blocks
         count = len(blocks(transfer.train[:1].to(self.process.device)))
         perceptual = flow.Perceptual(blocks, weights=[_PERCEPTUAL_WEIGHT] * count)
         return flow.rfpp_terms(perceptual)
