@@ -195,8 +195,7 @@ def _shown(study: FlowStudy, done: Mapping[Key, Trained]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for key, trained in done.items():
         if trained.shown is not None and trained.shown.numel():
-            name = "first flow" if key.round == 1 else f"{key.recipe}, round {key.round}"
-            shown[name] = _rounded(trained.shown)
+            shown[flow_report.named(key.recipe, key.round)] = _rounded(trained.shown)
     transfer = study.transfer(study.seeds[0])
     if not transfer.target.is_image and transfer.target.shape == (2,):
         shown["reference"] = _rounded(transfer.reference[:1000])
