@@ -167,6 +167,10 @@ def _decode(node: Any, tensors: Mapping[str, Any]) -> Any:
     return value
 
 
+class FolderInUse(UserError):
+    """Another process holds the lock of a run's folder."""
+
+
 class FileStore:
     """One entry of a checkpoint folder: a tree in a file. Fits `rectified.training.Store`."""
 
@@ -194,15 +198,23 @@ class Run:
         resume: go on with what is there.
         replace: a finished or unfinished run may be there, and is removed at `begin`.
         writer: false in all but one of several processes: they read, but write nothing.
+        patience: seconds to wait for another process that works in the folder.
 
     Raises:
         UserError: if the folder is somebody else's, or holds a run that was not asked for.
     """
 
     def __init__(
-        self, path: Path, *, resume: bool = False, replace: bool = False, writer: bool = True
+        self,
+        path: Path,
+        *,
+        resume: bool = False,
+        replace: bool = False,
+        writer: bool = True,
+        patience: float = 0.0,
     ) -> None:
         self.path = path
+        self.patience = patience
         self.resume = resume
         self.replace = replace
         self.writer = writer
@@ -238,7 +250,7 @@ class Run:
         """Take the folder: lock it and write settings and environment.
 
         Raises:
-            UserError: if another process works in it.
+            FolderInUse: if another process works in it.
             OSError: if it cannot be written.
         """
         if not self.writer:
@@ -267,9 +279,9 @@ class Run:
 
         lock = FileLock(self.path / _LOCK)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=self.patience)
         except Timeout:
-            raise UserError(
+            raise FolderInUse(
                 f"another process is working in {self.path}: wait, or use another --out"
             ) from None
         self._lock = lock

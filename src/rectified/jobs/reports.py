@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rectified.errors import UserError
-from rectified.jobs import prune_report
+from rectified.jobs import prune_report, sweep_report
 from rectified.report import KeyValues, Page, Part, Section, Table, Text, render
 from rectified.runs import read_json, read_results
 
@@ -63,6 +63,10 @@ def _overview(runs: Sequence[tuple[str, Row]]) -> Table:
 
 
 def _of(name: str, path: Path, results: Row) -> Iterator[Section]:
+    if results["verb"] == "sweep":
+        for section in sweep_report.sections(results):
+            yield replace(section, title=f"{name}: {section.title}")
+        return
     if results["verb"] != "prune":
         yield Section(name, tuple(_generic(results)))
         return
