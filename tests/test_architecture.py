@@ -14,6 +14,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "errors": set(),
     "runs": set(),
     "training": set(),
+    "tracking": set(),
     "models": set(),
     "data": {"training"},
     "pruning": {"training"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "report": set(),
     "jobs": {"runs", "training", "models", "data", "pruning", "binary", "flow", "protein"}
     | {"scattering", "report"},
-    "cli": {"jobs", "runs", "report", "training"},
+    "cli": {"jobs", "runs", "report", "training", "tracking"},
     "__main__": {"cli"},
 }
 HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "tyro", "datasets", "scipy", "jinja2")

@@ -15,11 +15,11 @@ import shlex
 import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 from rectified import __version__
 from rectified.errors import UserError, choose
@@ -177,12 +177,14 @@ class RunOptions:
         config: settings to begin with: the config.yaml of an earlier run; flags override it.
         resume: go on with the unfinished run in this folder; needs no other flag.
         quiet: print nothing but the results.
+        tracker: also tell what is logged to TensorBoard (in the run's folder), MLflow or W&B.
     """
 
     out: Path | None = None
     config: Path | None = None
     resume: Path | None = None
     quiet: bool = False
+    tracker: Literal["tensorboard", "mlflow", "wandb"] | None = None
 
 
 def _run(verb: str, arguments: list[str]) -> None:
@@ -209,10 +211,24 @@ def _do(verb: str, job: Job, module: Any, options: RunOptions, config: Any) -> N
     if options.resume is not None and folder.finished and verb != "sweep":
         raise UserError(f"{folder.path} is finished: see {folder.path / 'report.html'}")
     shows = process.is_main_process and not options.quiet
-    with contextlib.closing(folder), _resumable(verb, folder):
+    with contextlib.closing(folder), _resumable(verb, folder), _tracked(options, folder, config):
         text = module.run(config, folder, environment(), shows)
     if process.is_main_process:
         print(f"{text}\n\nreport: {folder.path / 'report.html'}")
+
+
+@contextlib.contextmanager
+def _tracked(options: RunOptions, folder: Run, config: Any) -> Any:
+    """Let a tracker hear what is logged, where one is asked for."""
+    if options.tracker is None or not folder.writer:
+        yield
+        return
+    from rectified.tracking import Tracker
+
+    settings = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
+    with contextlib.closing(Tracker(options.tracker, folder.path, settings)) as tracker:
+        folder.listeners.append(tracker)
+        yield
 
 
 @contextlib.contextmanager
@@ -308,7 +324,7 @@ def _file_of_settings(arguments: Sequence[str], go_on: Collection[str] = ()) -> 
     if resume is None:
         return file
     flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    extra = sorted(flags - {"--resume", "--quiet", "--no-quiet", *go_on})
+    extra = sorted(flags - {"--resume", "--quiet", "--no-quiet", "--tracker", *go_on})
     if extra:
         raise UserError(f"--resume goes on with the run's own settings: leave out {extra[0]}")
     if not (Path(resume) / CONFIG).is_file():

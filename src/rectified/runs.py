@@ -24,7 +24,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -218,6 +218,7 @@ class Run:
         self.resume = resume
         self.replace = replace
         self.writer = writer
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # to what is logged
         self._lock: Any = None
         if writer:
             self._check()
@@ -317,9 +318,11 @@ class Run:
             self.path.rmdir()
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append one event to metrics.jsonl."""
+        """Append one event to metrics.jsonl, and tell it to those who listen."""
         if not self.writer:
             return
+        for listen in self.listeners:
+            listen(event)
         line = (to_json({"time": round(time.time(), 3), **event}) + "\n").encode()
         with (self.path / METRICS).open("ab", buffering=0) as file:
             end = file.tell()
