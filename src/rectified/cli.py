@@ -177,6 +177,7 @@ class RunOptions:
         config: settings to begin with: the config.yaml of an earlier run; flags override it.
         resume: go on with the unfinished run in this folder; needs no other flag.
         quiet: print nothing but the results.
+        push_to_hub: upload the finished run to this repository (OWNER/NAME) of the Hugging Face Hub.
         tracker: also tell what is logged to TensorBoard (in the run's folder), MLflow or W&B.
     """
 
@@ -184,6 +185,7 @@ class RunOptions:
     config: Path | None = None
     resume: Path | None = None
     quiet: bool = False
+    push_to_hub: str | None = None
     tracker: Literal["tensorboard", "mlflow", "wandb"] | None = None
 
 
@@ -208,6 +210,10 @@ def _do(verb: str, job: Job, module: Any, options: RunOptions, config: Any) -> N
         replace=options.out is None and options.resume is None and job.out is not None,
         writer=process.is_main_process,
     )
+    if options.push_to_hub is not None:
+        from rectified.jobs.hub import check_repository, push_to_hub
+
+        check_repository(options.push_to_hub)
     if options.resume is not None and folder.finished and verb != "sweep":
         raise UserError(f"{folder.path} is finished: see {folder.path / 'report.html'}")
     shows = process.is_main_process and not options.quiet
@@ -215,6 +221,8 @@ def _do(verb: str, job: Job, module: Any, options: RunOptions, config: Any) -> N
         text = module.run(config, folder, environment(), shows)
     if process.is_main_process:
         print(f"{text}\n\nreport: {folder.path / 'report.html'}")
+        if options.push_to_hub is not None:
+            print(f"pushed to {push_to_hub(folder.path, options.push_to_hub)}")
 
 
 @contextlib.contextmanager
@@ -324,7 +332,7 @@ def _file_of_settings(arguments: Sequence[str], go_on: Collection[str] = ()) -> 
     if resume is None:
         return file
     flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    extra = sorted(flags - {"--resume", "--quiet", "--no-quiet", "--tracker", *go_on})
+    extra = sorted(flags - {"--resume", "--quiet", "--no-quiet", "--tracker", "--push-to-hub", *go_on})
     if extra:
         raise UserError(f"--resume goes on with the run's own settings: leave out {extra[0]}")
     if not (Path(resume) / CONFIG).is_file():

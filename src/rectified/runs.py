@@ -5,6 +5,7 @@
     metrics.jsonl      one JSON object an event, as they happen
     results.json       rows and summary; written last, so a folder that has it is finished
     model.safetensors  weights
+    README.md          the model's card, in the Hub's format, where there are weights
     checkpoint/        what an unfinished run needs to go on; gone when it is done
     report.html        the page
 
@@ -31,9 +32,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rectified.cards import card
 from rectified.errors import UserError
 
 CONFIG, RESULTS, METRICS = "config.yaml", "results.json", "metrics.jsonl"
+WEIGHTS = "model.safetensors"
 _LOCK, _TEMPORARY = ".lock", ".tmp"
 _PACKAGES = ("rectified", "torch", "numpy", "scipy", "scikit-learn", "accelerate", "safetensors")
 
@@ -344,7 +347,7 @@ class Run:
             write_text(self.path / name, text)
 
     def write_weights(
-        self, state: Mapping[str, Any], metadata: Mapping[str, str], name: str = "model.safetensors"
+        self, state: Mapping[str, Any], metadata: Mapping[str, str], name: str = WEIGHTS
     ) -> None:
         """Write a state_dict as safetensors, with a few words about it."""
         import torch
@@ -366,17 +369,17 @@ class Run:
         **more: Any,
     ) -> None:
         """Write results.json, which says that the run is complete, and drop the checkpoint."""
-        self.write_json(
-            RESULTS,
-            {
-                "verb": verb,
-                "config": config,
-                "environment": environment,
-                "rows": rows,
-                "summary": summary,
-                **more,
-            },
-        )
+        results = {
+            "verb": verb,
+            "config": config,
+            "environment": environment,
+            "rows": rows,
+            "summary": summary,
+            **more,
+        }
+        if self.writer and (self.path / WEIGHTS).is_file():
+            self.write_text("README.md", card(_plain(results), _metadata(self.path / WEIGHTS)))
+        self.write_json(RESULTS, results)
         if self.writer:
             shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
@@ -384,6 +387,13 @@ class Run:
         """Let others in."""
         if self._lock is not None:
             self._lock.release()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def _is_leftover(path: Path) -> bool:
