@@ -111,8 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    print("rectified: " + " ".join(message.split()), file=sys.stderr)
+    print("rectified: " + _printable(" ".join(message.split())), file=sys.stderr)
     return 2
+
+
+def _printable(text: str) -> str:
+    """Names come from files, too: a terminal must not obey them."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 class _Terminated(BaseException):
@@ -220,7 +225,7 @@ def _do(verb: str, job: Job, module: Any, options: RunOptions, config: Any) -> N
     with contextlib.closing(folder), _resumable(verb, folder), _tracked(options, folder, config):
         text = module.run(config, folder, environment(), shows)
     if process.is_main_process:
-        print(f"{text}\n\nreport: {folder.path / 'report.html'}")
+        print(f"{_printable(text)}\n\nreport: {folder.path / 'report.html'}")
         if options.push_to_hub is not None:
             print(f"pushed to {push_to_hub(folder.path, options.push_to_hub)}")
 
@@ -361,13 +366,14 @@ def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> 
     known = {f.name for f in fields(config)}
     values = {}
     for name, value in settings.items():
-        choose(f"setting in {source}", name, sorted(known))
+        choose(f"setting in {source}", str(name)[:100], sorted(known))
         value = tuple(value) if isinstance(value, list) else value
         value = float(value) if hints[name] is float and isinstance(value, int) else value
         try:
             values[name] = check_type(value, hints[name])
         except TypeCheckError:
-            raise UserError(f"{name} in {source} has an unusable value: {value!r}") from None
+            shown = repr(value)[:100]
+            raise UserError(f"{name} in {source} has an unusable value: {shown}") from None
     return config(**values)
 
 

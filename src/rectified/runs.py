@@ -11,12 +11,15 @@
 
 Every file is written whole or not at all (to a temporary name, then renamed). A lock keeps a
 second process out; it goes with the process that holds it, however that ends. Tensors are stored
-as safetensors, so reading a folder executes nothing in it.
+as safetensors, so reading a folder executes nothing in it, and with a hash, so that a damaged
+checkpoint is no checkpoint. A folder with links in it is not worked in: it could be somebody
+else's, and a link would lead what we write elsewhere.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -75,7 +78,8 @@ def _umask() -> int:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a name from a file system need not be text; what it is shown as is JSON's escape, too
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -131,7 +135,20 @@ def save_tree(path: Path, tree: Any) -> None:
 
     skeleton = json.dumps(encode(tree))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_tensors(path, tensors, {"tree": skeleton})
+    _write_tensors(path, tensors, {"tree": skeleton, "sha256": _hash(skeleton, tensors)})
+
+
+def _hash(skeleton: str, tensors: Mapping[str, Any]) -> str:
+    """Of a whole tree: bits that flip on a disk are told from a state that training reached."""
+    import torch
+
+    digest = hashlib.sha256(skeleton.encode())
+    for name in sorted(tensors):
+        whole = tensors[name].contiguous()
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
+        if whole.numel():
+            digest.update(memoryview(whole.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -150,13 +167,17 @@ def load_tree(path: Path) -> Any:
     """
     from safetensors import SafetensorError, safe_open
 
+    damage = (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            skeleton = json.loads((file.metadata() or {})["tree"])
-        return _decode(skeleton, tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint of ours ({error})") from error
+            about = file.metadata() or {}
+        if _hash(about["tree"], tensors) != about["sha256"]:
+            raise ValueError("its hash is another")
+        return _decode(json.loads(about["tree"]), tensors)
+    except (*damage, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} is damaged or not a checkpoint of ours ({reason})") from error
 
 
 def _decode(node: Any, tensors: Mapping[str, Any]) -> Any:
@@ -228,6 +249,12 @@ class Run:
 
     def _check(self) -> None:
         path, own = self.path, (self.path / CONFIG).is_file()
+        links = [p for p in (path, *path.rglob("*")) if p.is_symlink()] if path.is_dir() else []
+        inside = [link for link in links if link != path]
+        if own and inside and (self.resume or self.replace):
+            raise UserError(
+                f"{path} holds a link ({inside[0].name}), which a run never makes: remove it"
+            )
         if self.resume and not own:
             raise UserError(f"nothing to resume in {path}: it has no {CONFIG}")
         if path.exists() and not path.is_dir():
@@ -414,21 +441,37 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: if there is no such file, or it is not one of ours.
     """
-    import yaml
-
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"no settings at {path} ({error.strerror}): give the {CONFIG} of an earlier run"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path} is not a YAML file of settings ({reason})") from error
     if not isinstance(found, dict) or not isinstance(found.get("verb"), str):
         raise UserError(f"{path} is not a run's {CONFIG}: it does not say which verb it is for")
     verb = found.pop("verb")
     return verb, found
+
+
+def _load_yaml(text: str) -> Any:
+    """Plain values: no tags that make objects, and no aliases, which can stand for terabytes."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                raise ValueError("it has an alias (*), which settings have no use for")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Loader)  # noqa: S506  it is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except (TypeError, AttributeError, LookupError, OverflowError) as error:  # odd scalars
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -446,6 +489,13 @@ def read_results(path: Path) -> dict[str, Any]:
     missing = needed - set(found if isinstance(found, dict) else ())
     if missing:
         raise UserError(f"{file} lacks {', '.join(sorted(missing))}: it is not a run's results")
+    kinds = {"verb": str, "config": dict, "environment": dict, "rows": list, "summary": list}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise UserError(f"{file} is damaged ({name} is no {kind.__name__})")
+    for name in ("rows", "summary"):
+        if not all(isinstance(row, dict) for row in found[name]):
+            raise UserError(f"{file} is damaged (an entry of {name} is no dict)")
     return found
 
 
@@ -459,8 +509,9 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file.parent} has no {file.name}: it is not a finished run")
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error})") from error
+    except (ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{file} is damaged ({reason})") from error
 
 
 def environment() -> dict[str, Any]:
