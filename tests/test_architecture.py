@@ -13,8 +13,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "rectified"
 MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "errors": set(),
     "frechet": set(),
-    "runs": set(),
+    "cards": set(),
+    "runs": {"cards"},
     "training": set(),
+    "tracking": set(),
     "models": set(),
     "data": {"training"},
     "pruning": {"training"},
@@ -23,9 +25,19 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "protein": {"flow"},
     "scattering": {"frechet"},
     "report": set(),
-    "jobs": {"runs", "training", "frechet", "models", "data", "pruning", "binary", "flow", "protein"}
+    "jobs": {
+        "runs",
+        "training",
+        "frechet",
+        "models",
+        "data",
+        "pruning",
+        "binary",
+        "flow",
+        "protein",
+    }
     | {"scattering", "report"},
-    "cli": {"jobs", "runs", "report", "training"},
+    "cli": {"jobs", "runs", "report", "training", "tracking"},
     "__main__": {"cli"},
 }
 HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "tyro", "datasets", "scipy", "jinja2")

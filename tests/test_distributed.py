@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rectified.cli import main
 from rectified.runs import read_results
@@ -94,5 +95,8 @@ def test_two_processes_prune_as_one_does_and_write_once(together, tmp_path):
         # an example more or less in 359 is a matter of rounding
         assert one.pop("accuracy") == pytest.approx(other.pop("accuracy"), abs=0.006)
         assert one == pytest.approx(other, abs=1e-3)
+    saved, alone = (load_file(f / "model.safetensors") for f in (path, tmp_path / "run"))
+    for name, weights in saved.items():
+        assert torch.equal(weights == 0, alone[name] == 0)
     events = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "start" for event in events) == 1

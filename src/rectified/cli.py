@@ -14,17 +14,18 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, make_dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 from rectified import __version__
 from rectified.errors import UserError, choose
 
 if TYPE_CHECKING:
+    from rectified.jobs.sweep import Sweep
     from rectified.runs import Run
 
 VERBS = {  # verb -> what it does, and examples
@@ -65,6 +66,15 @@ VERBS = {  # verb -> what it does, and examples
     "sample": (
         "samples from a finished run of flow, diffusion or protein",
         ("runs/RUN --count 64 --steps 1", "runs/RUN --label 3 --guidance 2 --out samples"),
+    ),
+    "sweep": (
+        "many runs of one verb over a grid, on local cores or on a cluster",
+        (
+            'prune --grid "score=magnitude,lamp seed=0..9 ap=off,lite" --data digits',
+            'scatter --grid "seed=0..4" --networks none --workers 2',
+            'prune --grid "seed=0..63" --cluster tcp://scheduler:8786 --out /shared/sweep',
+            "--resume runs/THE_SWEEP",
+        ),
     ),
     "report": ("one page over finished run folders", ("runs/demo runs/other --out page.html",)),
 }
@@ -124,8 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    print("rectified: " + " ".join(message.split()), file=sys.stderr)
+    print("rectified: " + _printable(" ".join(message.split())), file=sys.stderr)
     return 2
+
+
+def _printable(text: str) -> str:
+    """Names come from files, too: a terminal must not obey them."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 class _Terminated(BaseException):
@@ -158,7 +173,8 @@ def _dispatch(arguments: list[str]) -> None:
     verb, rest = arguments[0], arguments[1:]
     choose("verb", verb, list(VERBS))
     try:
-        {"report": _report, "sample": _sample}.get(verb, lambda rest: _run(verb, rest))(rest)
+        special = {"report": _report, "sample": _sample, "sweep": _sweep}
+        special[verb](rest) if verb in special else _run(verb, rest)
     except SystemExit as stop:  # a parser that has shown its help
         if stop.code not in (0, None):
             raise
@@ -189,21 +205,29 @@ class RunOptions:
         config: settings to begin with: the config.yaml of an earlier run; flags override it.
         resume: go on with the unfinished run in this folder; needs no other flag.
         quiet: print nothing but the results.
+        push_to_hub: upload the finished run to this repository (OWNER/NAME) of the Hugging Face Hub.
+        tracker: also tell what is logged to TensorBoard (in the run's folder), MLflow or W&B.
     """
 
     out: Path | None = None
     config: Path | None = None
     resume: Path | None = None
     quiet: bool = False
+    push_to_hub: str | None = None
+    tracker: Literal["tensorboard", "mlflow", "wandb"] | None = None
 
 
 def _run(verb: str, arguments: list[str]) -> None:
-    from rectified.runs import Run, default_path, environment
-
     job = _JOBS[verb]
     module = import_module(f"rectified.jobs.{job.module}")
     default = _default(job, getattr(module, job.default), arguments)
-    options, config = _parse(verb, default, arguments)
+    options, config, _ = _parse(verb, default, arguments)
+    _do(verb, job, module, options, config)
+
+
+def _do(verb: str, job: Job, module: Any, options: RunOptions, config: Any) -> None:
+    """Run a job in its folder, and say where its report is."""
+    from rectified.runs import Run, default_path, environment
     from rectified.training import accelerator
 
     _quieten()
@@ -214,13 +238,33 @@ def _run(verb: str, arguments: list[str]) -> None:
         replace=options.out is None and options.resume is None and job.out is not None,
         writer=process.is_main_process,
     )
-    if options.resume is not None and folder.finished:
+    if options.push_to_hub is not None:
+        from rectified.jobs.hub import check_repository, push_to_hub
+
+        check_repository(options.push_to_hub)
+    if options.resume is not None and folder.finished and verb != "sweep":
         raise UserError(f"{folder.path} is finished: see {folder.path / 'report.html'}")
     shows = process.is_main_process and not options.quiet
-    with contextlib.closing(folder), _resumable(verb, folder):
+    with contextlib.closing(folder), _resumable(verb, folder), _tracked(options, folder, config):
         text = module.run(config, folder, environment(), shows)
     if process.is_main_process:
-        print(f"{text}\n\nreport: {folder.path / 'report.html'}")
+        print(f"{_printable(text)}\n\nreport: {folder.path / 'report.html'}")
+        if options.push_to_hub is not None:
+            print(f"pushed to {push_to_hub(folder.path, options.push_to_hub)}")
+
+
+@contextlib.contextmanager
+def _tracked(options: RunOptions, folder: Run, config: Any) -> Any:
+    """Let a tracker hear what is logged, where one is asked for."""
+    if options.tracker is None or not folder.writer:
+        yield
+        return
+    from rectified.tracking import Tracker
+
+    settings = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
+    with contextlib.closing(Tracker(options.tracker, folder.path, settings)) as tracker:
+        folder.listeners.append(tracker)
+        yield
 
 
 @contextlib.contextmanager
@@ -244,23 +288,86 @@ def _quieten() -> None:
 
 def _default(job: Job, default: Any, arguments: Sequence[str]) -> Any:
     """The settings that flags override: the verb's own, or those of an earlier run."""
-    from rectified.runs import CONFIG, read_config
+    from rectified.runs import read_config
 
-    resume, file = _value(arguments, "--resume"), _value(arguments, "--config")
-    if resume is not None:
-        flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-        extra = sorted(flags - {"--resume", "--quiet", "--no-quiet"})
-        if extra:
-            raise UserError(f"--resume goes on with the run's own settings: leave out {extra[0]}")
-        if not (Path(resume) / CONFIG).is_file():
-            raise UserError(f"nothing to resume in {resume}: it has no {CONFIG}")
-        file = str(Path(resume) / CONFIG)
+    file = _file_of_settings(arguments)
     if file is None:
         return default
     verb, settings = read_config(Path(file))
     if verb != job.module:
         raise UserError(f"{file} is for `rectified {verb}`, not for `rectified {job.module}`")
     return from_settings(type(default), settings, source=file)
+
+
+def _sweep(arguments: list[str]) -> None:
+    """`rectified sweep VERB [options of the sweep] [options of VERB]`."""
+    from rectified.jobs import sweep
+    from rectified.runs import default_path
+
+    of = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    found = _sweep_default(of, arguments)
+    options, how, others = _parse("sweep", found.how, arguments, all_of_them=False)
+    if options.resume is not None:
+        grows = _value(arguments, "--grid") is not None
+        if not sweep.may_go_on(options.resume, with_grid=grows):
+            raise UserError(
+                f"{options.resume} is finished: see {options.resume / 'report.html'}, or go on "
+                "with a larger --grid"
+            )
+    _, settings, _ = _parse(found.of, found.settings, others)
+    if options.resume is None and options.out is None:
+        options = replace(options, out=default_path(f"sweep-{found.of}", settings.data))
+    _do("sweep", Job("sweep", ""), sweep, options, sweep.Sweep(found.of, settings, how))
+
+
+def _sweep_default(of: str | None, arguments: Sequence[str]) -> Sweep:
+    """What flags override: defaults, an earlier sweep's settings, or an earlier run's."""
+    from rectified.jobs.sweep import Sweep, SweepConfig
+    from rectified.runs import read_config
+
+    sweepable = [verb for verb, job in _JOBS.items() if job.module == verb]
+    if of is not None:
+        choose("verb to sweep", of, sweepable)
+    elif {"-h", "--help"} & set(arguments):
+        of = sweepable[0]
+    go_on = {"--grid", "--cluster", "--workers", "--threads", "--tries"}
+    file = _file_of_settings(arguments, go_on)
+    if file is None:
+        if of is None:
+            raise UserError(f"a sweep needs a verb; choose from {', '.join(sweepable)}")
+        return Sweep(of, _defaults_of(of))
+    verb, shared = read_config(Path(file))
+    how = SweepConfig()
+    if verb == "sweep":
+        own = {name: value for name, value in shared.items() if name not in ("of", "settings")}
+        own.pop("data", None)  # it stands among the settings, too
+        how = from_settings(SweepConfig, own, source=file)
+        verb, shared = str(shared.get("of")), shared.get("settings", {})
+    if verb not in sweepable or of not in (None, verb) or not isinstance(shared, dict):
+        raise UserError(f"{file} is for {verb!r}, not for `rectified sweep {of or 'VERB'}`")
+    return Sweep(verb, from_settings(type(_defaults_of(verb)), shared, source=file), how)
+
+
+def _defaults_of(verb: str) -> Any:
+    return getattr(import_module(f"rectified.jobs.{_JOBS[verb].module}"), _JOBS[verb].default)
+
+
+def _file_of_settings(arguments: Sequence[str], go_on: Collection[str] = ()) -> str | None:
+    """The file that `--config` or `--resume` names; with the latter, only `go_on` may be told."""
+    from rectified.runs import CONFIG
+
+    resume, file = _value(arguments, "--resume"), _value(arguments, "--config")
+    if resume is None:
+        return file
+    flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    extra = sorted(
+        flags - {"--resume", "--quiet", "--no-quiet", "--tracker", "--push-to-hub", *go_on}
+    )
+    if extra:
+        raise UserError(f"--resume goes on with the run's own settings: leave out {extra[0]}")
+    if not (Path(resume) / CONFIG).is_file():
+        raise UserError(f"nothing to resume in {resume}: it has no {CONFIG}")
+    return str(Path(resume) / CONFIG)
 
 
 def _value(arguments: Sequence[str], flag: str) -> str | None:
@@ -284,24 +391,34 @@ def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> 
     known = {f.name for f in fields(config)}
     values = {}
     for name, value in settings.items():
-        choose(f"setting in {source}", name, sorted(known))
+        choose(f"setting in {source}", str(name)[:100], sorted(known))
         value = tuple(value) if isinstance(value, list) else value
         value = float(value) if hints[name] is float and isinstance(value, int) else value
         try:
             values[name] = check_type(value, hints[name])
         except TypeCheckError:
-            raise UserError(f"{name} in {source} has an unusable value: {value!r}") from None
+            shown = repr(value)[:100]
+            raise UserError(f"{name} in {source} has an unusable value: {shown}") from None
     return config(**values)
 
 
-def _parse(verb: str, default: Any, arguments: list[str]) -> tuple[RunOptions, Any]:
-    """Read flags over `default`, and where the run goes."""
+def _parse(
+    verb: str, default: Any, arguments: list[str], *, all_of_them: bool = True
+) -> tuple[RunOptions, Any, list[str]]:
+    """Read flags over `default`, and where the run goes.
+
+    Returns:
+        Options, settings, and the words that were not understood, where that is allowed.
+    """
     arguments_of = make_dataclass("Arguments", [("run", RunOptions), (verb, type(default))])
-    parsed = _parse_only(verb, arguments_of(RunOptions(), default), arguments)
-    return parsed.run, getattr(parsed, verb)
+    whole = arguments_of(RunOptions(), default)
+    parsed, others = _parse_flags(verb, whole, arguments, all_of_them=all_of_them)
+    return parsed.run, getattr(parsed, verb), others
 
 
-def _parse_only(verb: str, default: Any, arguments: list[str], usage: str = "") -> Any:
+def _parse_flags(
+    verb: str, default: Any, arguments: list[str], *, all_of_them: bool = True, usage: str = ""
+) -> tuple[Any, list[str]]:
     """Read flags over `default`; tyro's own errors become one line."""
     import tyro
 
@@ -310,18 +427,20 @@ def _parse_only(verb: str, default: Any, arguments: list[str], usage: str = "") 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            parsed = tyro.cli(
                 type(default),
                 args=arguments,
                 prog=f"rectified {verb} {usage}".strip(),
                 description=f"{words[0].upper()}{words[1:]}.\n\nexamples:\n{epilogue}",
                 default=default,
                 config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=not all_of_them,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(said.getvalue(), verb)) from None
+    return (parsed, []) if all_of_them else parsed
 
 
 def _one_line(box: str, verb: str) -> str:
@@ -342,7 +461,7 @@ def _sample(arguments: list[str]) -> None:
     from rectified.jobs.sample import SampleOptions, sample
 
     folder, rest = _leading_path(arguments)
-    options = _parse_only("sample", SampleOptions(), rest, usage="RUN ")
+    options, _ = _parse_flags("sample", SampleOptions(), rest, usage="RUN")
     if folder is None:
         raise UserError("name the folder of a finished run: rectified sample RUN; see --help")
     _quieten()

@@ -5,17 +5,21 @@
     metrics.jsonl      one JSON object an event, as they happen
     results.json       rows and summary; written last, so a folder that has it is finished
     model.safetensors  weights
+    README.md          the model's card, in the Hub's format, where there are weights
     checkpoint/        what an unfinished run needs to go on; gone when it is done
     report.html        the page
 
 Every file is written whole or not at all (to a temporary name, then renamed). A lock keeps a
 second process out; it goes with the process that holds it, however that ends. Tensors are stored
-as safetensors, so reading a folder executes nothing in it.
+as safetensors, so reading a folder executes nothing in it, and with a hash, so that a damaged
+checkpoint is no checkpoint. A folder with links in it is not worked in: it could be somebody
+else's, and a link would lead what we write elsewhere.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -24,16 +28,18 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rectified.cards import card
 from rectified.errors import UserError
 
 CONFIG, RESULTS, METRICS = "config.yaml", "results.json", "metrics.jsonl"
+WEIGHTS = "model.safetensors"
 _LOCK, _TEMPORARY = ".lock", ".tmp"
 _PACKAGES = ("rectified", "torch", "numpy", "scipy", "scikit-learn", "accelerate", "safetensors")
 
@@ -72,7 +78,8 @@ def _umask() -> int:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a name from a file system need not be text; what it is shown as is JSON's escape, too
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -128,7 +135,20 @@ def save_tree(path: Path, tree: Any) -> None:
 
     skeleton = json.dumps(encode(tree))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_tensors(path, tensors, {"tree": skeleton})
+    _write_tensors(path, tensors, {"tree": skeleton, "sha256": _hash(skeleton, tensors)})
+
+
+def _hash(skeleton: str, tensors: Mapping[str, Any]) -> str:
+    """Of a whole tree: bits that flip on a disk are told from a state that training reached."""
+    import torch
+
+    digest = hashlib.sha256(skeleton.encode())
+    for name in sorted(tensors):
+        whole = tensors[name].contiguous()
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
+        if whole.numel():
+            digest.update(memoryview(whole.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -147,13 +167,17 @@ def load_tree(path: Path) -> Any:
     """
     from safetensors import SafetensorError, safe_open
 
+    damage = (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            skeleton = json.loads((file.metadata() or {})["tree"])
-        return _decode(skeleton, tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint of ours ({error})") from error
+            about = file.metadata() or {}
+        if _hash(about["tree"], tensors) != about["sha256"]:
+            raise ValueError("its hash is another")
+        return _decode(json.loads(about["tree"]), tensors)
+    except (*damage, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} is damaged or not a checkpoint of ours ({reason})") from error
 
 
 def _decode(node: Any, tensors: Mapping[str, Any]) -> Any:
@@ -165,6 +189,10 @@ def _decode(node: Any, tensors: Mapping[str, Any]) -> Any:
     if kind == "list":
         return [_decode(entry, tensors) for entry in value]
     return value
+
+
+class FolderInUse(UserError):
+    """Another process holds the lock of a run's folder."""
 
 
 class FileStore:
@@ -194,24 +222,39 @@ class Run:
         resume: go on with what is there.
         replace: a finished or unfinished run may be there, and is removed at `begin`.
         writer: false in all but one of several processes: they read, but write nothing.
+        patience: seconds to wait for another process that works in the folder.
 
     Raises:
         UserError: if the folder is somebody else's, or holds a run that was not asked for.
     """
 
     def __init__(
-        self, path: Path, *, resume: bool = False, replace: bool = False, writer: bool = True
+        self,
+        path: Path,
+        *,
+        resume: bool = False,
+        replace: bool = False,
+        writer: bool = True,
+        patience: float = 0.0,
     ) -> None:
         self.path = path
+        self.patience = patience
         self.resume = resume
         self.replace = replace
         self.writer = writer
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # to what is logged
         self._lock: Any = None
         if writer:
             self._check()
 
     def _check(self) -> None:
         path, own = self.path, (self.path / CONFIG).is_file()
+        links = [p for p in (path, *path.rglob("*")) if p.is_symlink()] if path.is_dir() else []
+        inside = [link for link in links if link != path]
+        if own and inside and (self.resume or self.replace):
+            raise UserError(
+                f"{path} holds a link ({inside[0].name}), which a run never makes: remove it"
+            )
         if self.resume and not own:
             raise UserError(f"nothing to resume in {path}: it has no {CONFIG}")
         if path.exists() and not path.is_dir():
@@ -238,7 +281,7 @@ class Run:
         """Take the folder: lock it and write settings and environment.
 
         Raises:
-            UserError: if another process works in it.
+            FolderInUse: if another process works in it.
             OSError: if it cannot be written.
         """
         if not self.writer:
@@ -267,9 +310,9 @@ class Run:
 
         lock = FileLock(self.path / _LOCK)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=self.patience)
         except Timeout:
-            raise UserError(
+            raise FolderInUse(
                 f"another process is working in {self.path}: wait, or use another --out"
             ) from None
         self._lock = lock
@@ -305,9 +348,11 @@ class Run:
             self.path.rmdir()
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append one event to metrics.jsonl."""
+        """Append one event to metrics.jsonl, and tell it to those who listen."""
         if not self.writer:
             return
+        for listen in self.listeners:
+            listen(event)
         line = (to_json({"time": round(time.time(), 3), **event}) + "\n").encode()
         with (self.path / METRICS).open("ab", buffering=0) as file:
             end = file.tell()
@@ -329,7 +374,7 @@ class Run:
             write_text(self.path / name, text)
 
     def write_weights(
-        self, state: Mapping[str, Any], metadata: Mapping[str, str], name: str = "model.safetensors"
+        self, state: Mapping[str, Any], metadata: Mapping[str, str], name: str = WEIGHTS
     ) -> None:
         """Write a state_dict as safetensors, with a few words about it."""
         import torch
@@ -351,17 +396,17 @@ class Run:
         **more: Any,
     ) -> None:
         """Write results.json, which says that the run is complete, and drop the checkpoint."""
-        self.write_json(
-            RESULTS,
-            {
-                "verb": verb,
-                "config": config,
-                "environment": environment,
-                "rows": rows,
-                "summary": summary,
-                **more,
-            },
-        )
+        results = {
+            "verb": verb,
+            "config": config,
+            "environment": environment,
+            "rows": rows,
+            "summary": summary,
+            **more,
+        }
+        if self.writer and (self.path / WEIGHTS).is_file():
+            self.write_text("README.md", card(_plain(results), _metadata(self.path / WEIGHTS)))
+        self.write_json(RESULTS, results)
         if self.writer:
             shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
@@ -369,6 +414,13 @@ class Run:
         """Let others in."""
         if self._lock is not None:
             self._lock.release()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def _is_leftover(path: Path) -> bool:
@@ -389,21 +441,37 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: if there is no such file, or it is not one of ours.
     """
-    import yaml
-
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"no settings at {path} ({error.strerror}): give the {CONFIG} of an earlier run"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path} is not a YAML file of settings ({reason})") from error
     if not isinstance(found, dict) or not isinstance(found.get("verb"), str):
         raise UserError(f"{path} is not a run's {CONFIG}: it does not say which verb it is for")
     verb = found.pop("verb")
     return verb, found
+
+
+def _load_yaml(text: str) -> Any:
+    """Plain values: no tags that make objects, and no aliases, which can stand for terabytes."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                raise ValueError("it has an alias (*), which settings have no use for")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Loader)  # noqa: S506  it is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except (TypeError, AttributeError, LookupError, OverflowError) as error:  # odd scalars
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -421,6 +489,13 @@ def read_results(path: Path) -> dict[str, Any]:
     missing = needed - set(found if isinstance(found, dict) else ())
     if missing:
         raise UserError(f"{file} lacks {', '.join(sorted(missing))}: it is not a run's results")
+    kinds = {"verb": str, "config": dict, "environment": dict, "rows": list, "summary": list}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise UserError(f"{file} is damaged ({name} is no {kind.__name__})")
+    for name in ("rows", "summary"):
+        if not all(isinstance(row, dict) for row in found[name]):
+            raise UserError(f"{file} is damaged (an entry of {name} is no dict)")
     return found
 
 
@@ -434,8 +509,9 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file.parent} has no {file.name}: it is not a finished run")
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error})") from error
+    except (ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{file} is damaged ({reason})") from error
 
 
 def environment() -> dict[str, Any]:

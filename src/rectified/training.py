@@ -171,6 +171,16 @@ def accelerator(device: str) -> Accelerator:
     return Accelerator(cpu=choose_device(device).type == "cpu")
 
 
+def everyone(device: str) -> torch.distributed.ProcessGroup | None:
+    """All processes that `fit` shares its batches over; None for one alone.
+
+    Example:
+        >>> everyone("cpu") is None
+        True
+    """
+    return torch.distributed.group.WORLD if accelerator(device).num_processes > 1 else None
+
+
 def learning_rate_factor(config: FitConfig, progress: float) -> float:
     """The rate's factor at `progress` in [0, 1) of the training.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rectified.errors import UserError
 from rectified.pruning import threshold
-from rectified.pruning.threshold import drop_smallest, kth_smallest
+from rectified.pruning.threshold import drop_smallest, drop_smallest_, kth_smallest
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -222,6 +222,23 @@ def test_masks_of_another_shape_name_or_dtype_are_refused() -> None:
         drop_smallest(scores, {"0": torch.ones(2)}, 1)
 
 
+def test_a_key_ranks_without_a_copy_as_scores_that_were_made_before() -> None:
+    weights = named(draws(6, 500, 77))
+    masks = {name: w < 1 for name, w in weights.items()}
+    scores = {name: w.abs() for name, w in weights.items()}
+    wanted = drop_smallest(scores, masks, 200)
+    assert_same(drop_smallest(weights, masks, 200, key=torch.abs), wanted)
+    assert kth_smallest(weights, 9, key=torch.abs) == kth_smallest(scores, 9)
+    drop_smallest_(weights, masks, 200, key=torch.abs)
+    assert_same(masks, wanted)
+
+
+def test_masks_that_are_changed_in_place_must_be_contiguous() -> None:
+    masks = {"w": torch.ones(2, 3, dtype=torch.bool).T}
+    with pytest.raises(UserError, match="masks must be contiguous .* 'w' is not"):
+        drop_smallest_({"w": torch.ones(3, 2)}, masks, 1)
+
+
 def shards() -> list[dict[str, Tensor]]:
     """Two processes' scores, full of ties, one of them with a float64 layer."""
     first = {"a": draws(4, 40)[0].mul(2).round(), "b": torch.zeros(5)}
@@ -259,12 +276,12 @@ def one_process_of_two(rank: int, folder: str) -> None:
 def test_two_processes_with_a_shard_each_agree_with_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(one_process_of_two, (str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    # Equal scores go by process first, then by name: as if the second came after the first.
-    scores = {f"{rank}{name}": s for rank in range(2) for name, s in shards()[rank].items()}
+    # Equal scores go by tensor first, then by process: as if the shards were whole tensors.
+    scores = {f"{rank}{name}": shards()[rank][name] for name in ("a", "b") for rank in range(2)}
     masks = everything(scores)
     for i, count in enumerate(COUNTS):
         pooled = {
-            f"{rank}{n}": m for rank in range(2) for n, m in results[rank]["masks"][i].items()
+            f"{rank}{n}": results[rank]["masks"][i][n] for n in ("a", "b") for rank in range(2)
         }
         assert_same(pooled, drop_smallest(scores, masks, count))
     bounds = [kth_smallest(scores, n, where=masks) for n in COUNTS[1:]]

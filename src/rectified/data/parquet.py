@@ -27,10 +27,13 @@ from rectified.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _IMAGE_COLUMNS = ("img", "image", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 # At the start of a word, so that `latest.parquet` is no test split.
+MOST_ROWS = 100_000_000
+MOST_BYTES, MOST_GROWTH = 2**30, 100  # that one group of rows may take, by size of the file
 _SPLIT = re.compile(r"(?<![a-z])(train|test|val)")
 
 
@@ -214,10 +217,23 @@ def _opened(file: Path) -> Iterator[Any]:
 
     try:
         with pq.ParquetFile(file) as parquet:
+            _check_size(file, parquet.metadata)
             yield parquet
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{file} cannot be read as parquet ({reason}); fetch it again") from error
+
+
+def _check_size(file: Path, about: "pq.FileMetaData") -> None:
+    """Columns compress well, so that a small file can fill the memory."""
+    rows, size = about.num_rows, file.stat().st_size
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    held = max([group.total_byte_size for group in groups], default=0)
+    if rows > MOST_ROWS or held > max(MOST_BYTES, MOST_GROWTH * size):
+        raise UserError(
+            f"{file} says that it holds {rows} rows, and {held} bytes in one group, of {size} on "
+            "disk: it is too large, or a trap"
+        )
 
 
 def _pictures(pieces: Sequence[Piece], rows: Int64[Tensor, " rows"]) -> Iterator[Picture]:
@@ -241,8 +257,12 @@ def _contents(piece: Piece, rows: Int64[Tensor, " rows"]) -> list[bytes | None]:
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...]:
-    info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
-    return tuple(info.get("features", {}).get(label, {}).get("names", ()))
+    try:
+        info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+        names = info.get("features", {}).get(label, {}).get("names", ())
+    except (ValueError, AttributeError, RecursionError):  # somebody else's words: no names then
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _holds_images(kind: "pa.DataType") -> bool:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,7 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
+        _refuse_compressed(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own exceptions for a damaged file
         raise UserError(
@@ -219,9 +221,23 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
         raise UserError(f"weights {path} are not a state_dict of tensors")
     return found
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch never compresses what it saves: a file that grows when it is read is a bomb."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, which torch.save never does")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries are larger than the file")
 
 
 def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from rectified.runs import Run, write_text
 from rectified.training import logits_of
 
 WEIGHTS, GRAPH, ABOUT = "lean.safetensors", "lean.onnx", "lean.json"
+MOST = 100_000  # classes, channels or pixels along a side, that a file may ask for
 BATCHES = (1, 16)
 ROUNDS = 15
 SECONDS_A_ROUND = 0.02  # long against the clock, short against what else the machine does
@@ -143,7 +144,12 @@ def load_lean(folder: Path, network: nn.Module | None = None) -> nn.Module:
 def _architecture(folder: Path) -> nn.Module:
     try:
         about = Architecture(**json.loads((folder / ABOUT).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        sizes = (about.num_classes, about.in_channels, *about.image_size)
+        if not isinstance(about.model, str) or len(sizes) != 4:
+            raise ValueError("a field is of another type")
+        if not all(type(size) is int and 0 < size <= MOST for size in sizes):
+            raise ValueError(f"sizes must be in 1..{MOST}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / ABOUT} cannot be read ({error}): pass the network") from error
     if ":" in about.model:
         raise UserError(f"model {about.model!r} is not ours: pass the network to load_lean")

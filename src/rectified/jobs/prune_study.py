@@ -38,6 +38,7 @@ from rectified.training import (
     classification,
     classification_quality,
     evaluate,
+    everyone,
 )
 
 SCORE_BATCHES = 10  # that gradient scores may look at
@@ -208,6 +209,7 @@ class Study:
             batches=seen,
             objective=classification,
             pretrained=config.weights is not None,
+            group=everyone(config.device),
             **where,
         )
 

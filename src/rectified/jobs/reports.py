@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rectified.errors import UserError
-from rectified.jobs import prune_report
+from rectified.jobs import prune_report, sweep_report
 from rectified.report import KeyValues, Page, Part, Section, Table, Text, render
-from rectified.runs import read_json, read_results
+from rectified.runs import RESULTS, read_json, read_results
 
 Row = Mapping[str, Any]
 
@@ -38,8 +38,27 @@ def combined(paths: Sequence[Path]) -> str:
         raise UserError(f"paths must name every run once, got {', '.join(map(str, paths))}")
     runs = [(_name(path, paths), path, read_results(path)) for path in paths]
     overview = Section("Runs", (_overview([(name, results) for name, _, results in runs]),))
-    sections = [section for name, path, results in runs for section in _of(name, path, results)]
+    sections = [section for name, path, results in runs for section in _shown(name, path, results)]
     return render(Page("Report", ", ".join(name for name, _, _ in runs), (overview, *sections)))
+
+
+def _shown(name: str, path: Path, results: Row) -> list[Section]:
+    """The sections of a run, which may come from anybody: what cannot be shown is its file's fault.
+
+    Raises:
+        UserError: if a part of the results is not as a run of ours leaves it.
+    """
+    try:
+        sections = list(_of(name, path, results))
+        render(Page("Report", name, tuple(sections)))
+    except UserError:
+        raise
+    except Exception as error:  # a column that lacks, a text for a number: there is no end to them
+        raise UserError(
+            f"{path / RESULTS} cannot be shown ({type(error).__name__}: {str(error)[:100]}): it is "
+            "damaged, or of another version"
+        ) from error
+    return sections
 
 
 def _name(path: Path, paths: Sequence[Path]) -> str:
@@ -54,7 +73,7 @@ def _overview(runs: Sequence[tuple[str, Row]]) -> Table:
             name,
             results["verb"],
             str(results["config"].get("data", "")),
-            len({row["seed"] for row in results["rows"] if "seed" in row}),
+            len({str(row["seed"]) for row in results["rows"] if "seed" in row}),
             str(results["environment"].get("started", "")),
         )
         for name, results in runs
@@ -63,6 +82,10 @@ def _overview(runs: Sequence[tuple[str, Row]]) -> Table:
 
 
 def _of(name: str, path: Path, results: Row) -> Iterator[Section]:
+    if results["verb"] == "sweep":
+        for section in sweep_report.sections(results):
+            yield replace(section, title=f"{name}: {section.title}")
+        return
     if results["verb"] != "prune":
         yield Section(name, tuple(_generic(results)))
         return

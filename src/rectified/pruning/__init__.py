@@ -19,6 +19,7 @@ from rectified.pruning.masks import (
     prunable,
     prune,
 )
+from rectified.pruning.processes import hold_shards, prune_shards, shards
 from rectified.pruning.scores import Score, Snapshot, magnitude
 from rectified.pruning.semi_structured import semi_structured
 from rectified.pruning.sparse import load_sparse, save_sparse, sparsify
@@ -44,6 +45,7 @@ __all__ = [
     "fold_batch_norm",
     "full_masks",
     "hold",
+    "hold_shards",
     "iterate",
     "kept",
     "load_sparse",
@@ -51,8 +53,10 @@ __all__ = [
     "plan",
     "prunable",
     "prune",
+    "prune_shards",
     "resize",
     "save_sparse",
     "semi_structured",
+    "shards",
     "sparsify",
 ]

@@ -33,6 +33,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from rectified.errors import UserError
@@ -46,6 +47,7 @@ from rectified.pruning.masks import (
     kept,
     prune,
 )
+from rectified.pruning.processes import agree
 from rectified.pruning.schedule import Schedule
 from rectified.pruning.scores import Score, Snapshot
 from rectified.training import Batch, Objective, TrainingState
@@ -186,6 +188,7 @@ def iterate(
     objective: Objective | None = None,
     pretrained: bool = False,
     after: Cycle | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Iterator[Cycle]:
     """Prune `model` over `cycles` cycles, training it with your own function.
 
@@ -201,6 +204,8 @@ def iterate(
         pretrained: the network is trained already; with rewind `finetune`, cycle 0 only fine-tunes
             it, too (how far weights move then is what AP goes by).
         after: the cycle to go on after, from an earlier call.
+        group: processes that train the network together and iterate in step: rank 0 of them
+            decides what is dropped. Default: this process alone.
 
     Yields:
         The state at the end of every cycle.
@@ -226,6 +231,7 @@ def iterate(
         objective=objective,
         pretrained=pretrained,
         after=after,
+        group=group,
     )
     for event in events:
         if isinstance(event, Training):
@@ -245,6 +251,7 @@ def plan(
     objective: Objective | None = None,
     pretrained: bool = False,
     after: Cycle | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Generator[Training | Cycle, None, None]:
     """As `iterate`, but asks for each training: do it before taking the next event."""
     if not stages:
@@ -252,7 +259,7 @@ def plan(
     if cycles < 0:
         raise UserError(f"cycles must be at least 0, got {cycles}")
     rewind = Rewind.parse(rewind) if isinstance(rewind, str) else rewind
-    pruner = _Plan(model, stages, rewind, batches, objective)
+    pruner = _Plan(model, stages, rewind, batches, objective, group)
     if after is None:
         masks = full_masks(model) if masks is None else masks
         after = yield from pruner.dense(masks, finetune=pretrained and rewind.kind == "finetune")
@@ -273,6 +280,7 @@ class _Plan:
     rewind: Rewind
     batches: Sequence[Batch]
     objective: Objective | None
+    group: dist.ProcessGroup | None
 
     def dense(self, masks: Masks, *, finetune: bool) -> Generator[Training, None, Cycle]:
         """Cycle 0: train before anything is pruned."""
@@ -311,6 +319,7 @@ class _Plan:
             masks, missing = stage.rule(now.masks, scores, stage.share(now.number), of), 0
         else:
             masks, missing = self._drop_exactly(stage, now, due)
+        masks = agree(masks, self.group)
         dropped = kept(now.masks) - kept(masks)
         return replace(
             now,

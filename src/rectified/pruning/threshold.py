@@ -12,14 +12,18 @@ add up, so each process may hold its own shard: 1/2 MiB travels a pass, and no s
 
 Conventions: ranks start at 1; masks are `True` where an entry takes part; -0.0 equals +0.0;
 float16 and bfloat16 count as float32, which holds them exactly; equal scores keep the order of the
-tensors, then of the flat index, then of the processes' ranks; NaN has no rank and is refused.
+tensors, in each that of the processes' ranks, and then of the flat index, so that tensors sharded
+along their first axis are ranked as whole ones are; NaN has no rank and is refused.
 `group=None` looks at this process alone; pass `torch.distributed.group.WORLD` for all of them.
+`key` makes scores of what is read, a chunk at a time: `key=torch.abs` ranks weights by magnitude
+without a copy of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,7 +37,15 @@ CHUNK = 2**20
 DIGIT_BITS = 16
 BINS = 2**DIGIT_BITS
 
-Part = tuple[Tensor, Tensor | None]
+Key = Callable[[Tensor], Tensor]
+
+
+class Part(NamedTuple):
+    """A tensor, its mask if it has one, and what makes scores of its entries."""
+
+    tensor: Tensor
+    mask: Tensor | None
+    key: Key | None
 
 
 def kth_smallest(
@@ -42,6 +54,7 @@ def kth_smallest(
     *,
     where: Iterable[Tensor] | Mapping[str, Tensor] | None = None,
     group: dist.ProcessGroup | None = None,
+    key: Key | None = None,
 ) -> float:
     """The k-th smallest entry over all tensors.
 
@@ -51,6 +64,7 @@ def kth_smallest(
         where: a boolean tensor for each of `tensors` (by name where both are mappings, and then
             only the names in `where` count); only `True` entries take part. Default: all do.
         group: processes that hold one shard each; each of them must call. Default: this one alone.
+        key: applied to every chunk first; elementwise.
 
     Returns:
         The entry, exactly; the same on every process of `group`.
@@ -63,7 +77,7 @@ def kth_smallest(
         >>> kth_smallest([torch.tensor([3.0, -1.0]), torch.tensor([[2.0]])], 2)
         2.0
     """
-    parts = _parts(tensors, where)
+    parts = _parts(tensors, where, key)
     total, floats = _check(parts, group)
     if not 1 <= k <= total:
         raise UserError(f"k must be in [1, {total}], got {k}")
@@ -76,6 +90,7 @@ def drop_smallest(
     count: int,
     *,
     group: dist.ProcessGroup | None = None,
+    key: Key | None = None,
 ) -> dict[str, Tensor]:
     """Masks with exactly `count` fewer kept entries: those with the smallest scores.
 
@@ -84,7 +99,9 @@ def drop_smallest(
         masks: name -> bool, `True` = kept; the scores of other entries are ignored.
         count: entries to drop over all tensors (and processes), from 0 to the number of kept
             entries whose score is below +inf.
-        group: processes that hold one shard each; each of them must call. Default: this one alone.
+        group: processes that hold one shard each; each of them must call, with as many tensors.
+            Default: this one alone.
+        key: applied to every chunk of `scores` first; elementwise.
 
     Returns:
         New masks. Of equal scores the first by position are dropped first.
@@ -99,26 +116,59 @@ def drop_smallest(
         >>> drop_smallest(scores, masks, 2)
         {'a': tensor([ True, False,  True]), 'b': tensor([False,  True])}
     """
-    parts = _parts(scores, masks)
+    plain = torch.contiguous_format
+    new = {name: mask.clone(memory_format=plain) for name, mask in masks.items()}
+    drop_smallest_(scores, new, count, group=group, key=key)
+    return new
+
+
+def drop_smallest_(
+    scores: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    count: int,
+    *,
+    group: dist.ProcessGroup | None = None,
+    key: Key | None = None,
+) -> None:
+    """As `drop_smallest`, in place: masks of a billion weights are a gigabyte.
+
+    Args:
+        scores: as there.
+        masks: as there, contiguous; changed.
+        count: as there.
+        group: as there.
+        key: as there.
+
+    Raises:
+        UserError: as there, or if a mask is not contiguous.
+
+    Example:
+        >>> masks = {"a": torch.tensor([True, True])}
+        >>> drop_smallest_({"a": torch.tensor([-5.0, 1.0])}, masks, 1, key=torch.abs)
+        >>> masks
+        {'a': tensor([ True, False])}
+    """
+    parts = _parts(scores, masks, key)
+    for name, mask in masks.items():
+        if not mask.is_contiguous():
+            raise UserError(f"masks must be contiguous to be changed in place, {name!r} is not")
     total, floats = _check(parts, group)
     if not 0 <= count <= total:
         raise UserError(f"count must be in [0, {total}], the kept entries, got {count}")
     if count == 0:
-        return {name: mask.clone() for name, mask in masks.items()}
+        return
     bound, below = _select(parts, count, floats, group)
     if bound == float("inf"):
         raise UserError(f"count must be in [0, {below}], the scores below inf, got {count}")
-    ties = _share_of_ties(parts, bound, count - below, floats, group)
-    kept = {name: mask.clone(memory_format=torch.contiguous_format) for name, mask in masks.items()}
-    _drop_(list(kept.values()), parts, bound, ties, floats)
-    return kept
+    _drop_(parts, bound, _shares_of_ties(parts, bound, count - below, floats, group), floats)
 
 
 def _parts(
     tensors: Iterable[Tensor] | Mapping[str, Tensor],
     where: Iterable[Tensor] | Mapping[str, Tensor] | None,
+    key: Key | None,
 ) -> list[Part]:
-    """Each tensor with its mask."""
+    """Each tensor with its mask and key."""
     if isinstance(tensors, Mapping) and isinstance(where, Mapping):
         missing = where.keys() - tensors.keys()
         if missing:
@@ -126,7 +176,7 @@ def _parts(
         tensors = [tensors[name] for name in where]
     values = _listed(tensors)
     if where is None:
-        return [(value, None) for value in values]
+        return [Part(value, None, key) for value in values]
     masks = _listed(where)
     if [value.shape for value in values] != [mask.shape for mask in masks]:
         raise UserError(
@@ -134,7 +184,7 @@ def _parts(
         )
     if any(mask.dtype != torch.bool for mask in masks):
         raise UserError(f"masks must be torch.bool, got {_dtypes(masks)}")
-    return list(zip(values, masks, strict=True))
+    return [Part(value, mask, key) for value, mask in zip(values, masks, strict=True)]
 
 
 def _listed(tensors: Iterable[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
@@ -154,8 +204,8 @@ def _check(parts: Sequence[Part], group: dist.ProcessGroup | None) -> tuple[int,
 
     Every process hears of every fault, lest the others wait for one that has already stopped.
     """
-    scores = [score for score, _ in parts]
-    kept = sum(score.numel() if mask is None else int(mask.sum()) for score, mask in parts)
+    scores = [part.tensor for part in parts]
+    kept = sum(p.tensor.numel() if p.mask is None else int(p.mask.sum()) for p in parts)
     double = any(score.dtype == torch.float64 for score in scores)
     floating = all(score.is_floating_point() for score in scores)
     nan = floating and any(_has_nan(chunk, mask) for chunk, mask in _chunks(parts))
@@ -177,11 +227,14 @@ def _among(flags: Bool[Tensor, " n"], mask: Bool[Tensor, " n"] | None) -> Bool[T
     return flags if mask is None else flags & mask
 
 
-def _chunks(parts: Iterable[Part]) -> Iterator[Part]:
-    """Flat pieces of every tensor and its mask, in order of position."""
-    for score, mask in parts:
-        masks = repeat(None) if mask is None else _pieces(mask)
-        yield from zip(_pieces(score.detach()), masks, strict=False)
+def _chunks(
+    parts: Iterable[Part],
+) -> Iterator[tuple[Float[Tensor, " n"], Bool[Tensor, " n"] | None]]:
+    """Scores of flat pieces of every tensor, and their masks, in order of position."""
+    for part in parts:
+        masks = repeat(None) if part.mask is None else _pieces(part.mask)
+        for piece, mask in zip(_pieces(part.tensor.detach()), masks, strict=False):
+            yield (piece if part.key is None else part.key(piece)), mask
 
 
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:
@@ -195,7 +248,7 @@ def _total(
     if group is None:
         return counts
     # The backend of an accelerator sums only what lies on one.
-    summed = counts.to(parts[0][0].device if parts else "cpu")
+    summed = counts.to(parts[0].tensor.device if parts else "cpu")
     dist.all_reduce(summed, group=group)
     return summed.cpu()
 
@@ -244,32 +297,41 @@ def _mirror(bits: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
     return bits ^ ((bits >> (info.bits - 1)) & info.max)
 
 
-def _share_of_ties(
+def _shares_of_ties(
     parts: Sequence[Part],
     bound: float,
     ties: int,
     floats: torch.dtype,
     group: dist.ProcessGroup | None,
-) -> int:
-    """How many of the first `ties` entries equal to `bound` are left for this process to drop."""
+) -> list[int]:
+    """How many of the first `ties` entries equal to `bound` each tensor of this process drops."""
+    mine = torch.tensor([_count_ties(part, bound, floats) for part in parts], dtype=torch.int64)
     if group is None:
-        return ties
-    tied = (_among(chunk.to(floats) == bound, mask) for chunk, mask in _chunks(parts))
-    by_rank = torch.zeros(dist.get_world_size(group), dtype=torch.int64)
-    by_rank[dist.get_rank(group)] = sum(int(flags.sum()) for flags in tied)
-    before = _total(by_rank, parts, group)[: dist.get_rank(group)].sum()
-    return max(ties - int(before), 0)
+        size, rank = 1, 0
+    else:
+        size, rank = dist.get_world_size(group), dist.get_rank(group)
+    counts = torch.zeros(len(parts), size, dtype=torch.int64)
+    counts[:, rank] = mine
+    counts = _total(counts.flatten(), parts, group)  # tensor by tensor, in each rank by rank
+    before = counts.cumsum(0) - counts
+    shares = (ties - before).clamp(min=0).minimum(counts).view(len(parts), size)
+    return shares[:, rank].tolist()
 
 
-def _drop_(
-    masks: Sequence[Tensor], parts: Sequence[Part], bound: float, ties: int, floats: torch.dtype
-) -> None:
-    """Take away what lies below `bound`, and the first `ties` kept entries equal to it."""
-    pieces = (piece for mask in masks for piece in _pieces(mask))
-    for piece, (chunk, _) in zip(pieces, _chunks(parts), strict=True):
-        score = chunk.to(floats)
-        piece &= score >= bound
-        if ties:
-            equal = (piece & (score == bound)).nonzero()[:ties]
-            piece[equal] = False
-            ties -= len(equal)
+def _count_ties(part: Part, bound: float, floats: torch.dtype) -> int:
+    tied = (_among(chunk.to(floats) == bound, mask) for chunk, mask in _chunks([part]))
+    return sum(int(flags.sum()) for flags in tied)
+
+
+def _drop_(parts: Sequence[Part], bound: float, ties: Sequence[int], floats: torch.dtype) -> None:
+    """Take away what lies below `bound`, and of each tensor the first kept ones equal to it."""
+    for part, share in zip(parts, ties, strict=True):
+        left = share
+        for chunk, mask in _chunks([part]):
+            assert mask is not None
+            score = chunk.to(floats)
+            equal = (mask & (score == bound)).nonzero()[:left] if left else None
+            mask &= score >= bound
+            if equal is not None:
+                mask[equal] = False
+                left -= len(equal)

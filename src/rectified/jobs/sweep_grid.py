@@ -1,0 +1,147 @@
+"""A grid in words -> the points of it: which settings every run of a sweep has.
+
+    score=magnitude,lamp seed=0..9 ap=off,lite
+
+A grid is settings with a space between them; a setting's values have commas between them. Every
+combination is one point, and one run. `0..9` stands for 0, 1, ..., 9 and `0..9..3` for 0, 3, 6, 9.
+Where a setting is itself a list (`--score`, `--steps`), one run gets several entries with a plus:
+`ap=off+lite,pro` makes two runs, the first of them with two arms. Quotes hold a value with spaces
+together, and `none` is the absence of a value.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from itertools import product
+from typing import Any, get_args, get_type_hints
+
+from rectified.errors import UserError, choose
+
+MOST_RUNS = 100_000
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
+_EXAMPLE = 'such as "score=magnitude,lamp seed=0..9"'
+
+Point = Mapping[str, Any]
+"""The settings of a grid that one run has, by name."""
+
+
+def points(grid: str, config: type) -> list[dict[str, Any]]:
+    """Every combination, the last setting running fastest; equal ones once.
+
+    Args:
+        grid: as the module's docstring says.
+        config: the verb's settings, a dataclass, whose annotations decide what a value may be.
+
+    Raises:
+        UserError: if the grid cannot be read, names an unknown setting or one twice, has a value
+            that the setting cannot have, or more than 100,000 points.
+
+    Example:
+        >>> from rectified.jobs.prune_settings import PruneConfig
+        >>> points("rate=0.1,0.2 seed=0..1", PruneConfig)[1]
+        {'rate': 0.1, 'seed': 1}
+    """
+    axes = _axes(grid)
+    hints = get_type_hints(config)
+    known = [field.name for field in fields(config)]
+    for name in axes:
+        choose("setting in the grid", name, known)
+    count = math.prod(_length(values) for values in axes.values())
+    if count > MOST_RUNS:
+        raise UserError(f"the grid has {count:,} runs, at most {MOST_RUNS:,} are possible")
+    read = [
+        [_value(name, text, hints[name]) for text in _texts(values)]
+        for name, values in axes.items()
+    ]
+    combinations = dict.fromkeys(product(*read))  # a set that keeps its order
+    return [dict(zip(axes, combination, strict=True)) for combination in combinations]
+
+
+def _axes(grid: str) -> dict[str, str]:
+    """Setting -> its values, as text."""
+    try:
+        words = shlex.split(grid)
+    except ValueError as error:
+        raise UserError(
+            f"the grid {grid!r} cannot be read ({error}): write it {_EXAMPLE}"
+        ) from None
+    axes: dict[str, str] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        name = name.removeprefix("--").replace("-", "_")
+        if not equals or not name or not all(values.split(",")):
+            raise UserError(f"the grid must be name=value,... words, got {word!r}: {_EXAMPLE}")
+        if name in axes:
+            raise UserError(f"the grid names {name} twice: put all its values behind one equals")
+        axes[name] = values
+    if not axes:
+        raise UserError(f"the grid must name at least one setting, got none: {_EXAMPLE}")
+    return axes
+
+
+def _length(values: str) -> int:
+    """How many values there are, without writing a range out."""
+    return sum(len(_range(text) or (text,)) for text in values.split(","))
+
+
+def _texts(values: str) -> Iterator[str]:
+    for text in values.split(","):
+        numbers = _range(text)
+        yield from (text,) if numbers is None else map(str, numbers)
+
+
+def _range(text: str) -> range | None:
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        return None
+    first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
+    if last < first or step < 1 or last - first > 10**9:  # `len` has an end, too
+        raise UserError(f"a range must go up, such as 0..9 or 0..9..3, got {text!r}")
+    return range(first, last + 1, step)
+
+
+def _value(name: str, text: str, hint: Any) -> Any:
+    """The first reading of `text` that the annotation accepts."""
+    from typeguard import TypeCheckError, check_type
+
+    kinds = {hint, *get_args(hint)}
+    for reading in _readings(text):
+        if isinstance(reading, bool) and bool not in kinds:
+            continue  # which Python takes for a number
+        try:
+            value = check_type(reading, hint)
+        except TypeCheckError:
+            continue
+        # an int passes for a float, but it would be another run's identity
+        is_rate = isinstance(value, int) and float in kinds and not kinds & {int, bool}
+        return float(value) if is_rate else value
+    raise UserError(f"{name} in the grid has an unusable value: {text!r}")
+
+
+def _readings(text: str) -> Iterator[Any]:
+    """What a word may mean, the narrowest first; text last."""
+    single = list(_scalars(text))
+    yield from single[:-1]
+    yield text
+    parts = [list(_scalars(part)) for part in text.split("+")]
+    yield tuple(one[0] for one in parts)
+    yield tuple(text.split("+"))
+
+
+def _scalars(text: str) -> Iterator[Any]:
+    words: dict[str, Any] = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        yield words[text.lower()]
+    if re.fullmatch(r"[+-]?\d{1,18}", text):
+        yield int(text)
+    try:
+        number = float(text)
+        if math.isfinite(number):
+            yield number
+    except ValueError:
+        pass
+    yield text
