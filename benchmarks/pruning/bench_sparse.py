@@ -5,7 +5,9 @@
 Every case is timed dense with PyTorch (contiguous and channels last), oneDNN (linear layers) and
 ONNX Runtime if it is installed, norms folded for all, and sparse as `sparsify` returns it, at three
 shares of random zeros. In each round every engine runs a few times in a row, the first uncounted;
-its time is the median of those, and its result the median over rounds. A ratio is the median over
+its time is the median of those, and its result the median over rounds. With several threads each
+engine first waits until the threads of the one before sleep: OpenMP's and ONNX Runtime's occupy
+their cores for 10 to 40 milliseconds after a call, and would slow down whoever comes next. A ratio is the median over
 rounds of (fastest dense engine / sparse); `ratio_of_best` uses the fastest round of each instead,
 as a check: on a shared machine a long call is interrupted more often than a short one, and the
 first ratio is then too high. One thread is timed by the process's own CPU time, which other
@@ -38,6 +40,7 @@ from rectified.pruning.tracing import trace_graph
 
 SPARSITIES = (0.9, 0.95, 0.98)
 SECONDS = 0.004  # of one engine in one round, if a call is shorter
+QUIET = 0.06  # seconds between engines that have threads
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,11 @@ def _rounds(
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if threads > 1:
+                time.sleep(QUIET)
+                until = time.perf_counter() + SECONDS
+                while time.perf_counter() < until:  # the core has to get up to speed again
+                    call()
             repeats = max(1, min(50, round(SECONDS / _seconds(call, clock))))
             spent = [_seconds(call, clock) for _ in range(repeats)]
             times[name].append(1e3 * statistics.median(spent))

@@ -81,6 +81,17 @@ def pointer(typing, address):
 
 @intrinsic
 @no_type_check
+def address_in(typing, pointer):
+    """The address that a pointer holds."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.ptrtoint(arguments[0], _INT)
+
+    return types.int64(pointer), generate
+
+
+@intrinsic
+@no_type_check
 def count_up(typing, address):
     """Add one to the word at an address, for all threads to see, and return what it was."""
 
@@ -219,7 +230,8 @@ def _serve(board, rank, looks):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _run(board, job, words, parts, threads):
+def _run(board, job, array, parts, threads):
+    words = array.ctypes.data
     if threads < 2 or parts < 2 or not swap(board + 8 * _BUSY, 0, 1):
         for part in range(parts):
             _do(job, words, part, parts)
@@ -264,11 +276,12 @@ class Gang:
             threads: how many threads may work on it, the caller's among them.
         """
         threads = min(threads, self._cores, parts)
-        if threads > len(self._workers) + 1:
-            self._recruit(threads - 1)
-        if threads > 1 and self._asleep:
-            self._wake()
-        _run(self._board, job.address, address(words), parts, threads)
+        if threads > 1:
+            if threads > len(self._workers) + 1:
+                self._recruit(threads - 1)
+            if self._asleep:
+                self._wake()
+        _run(self._board, job.address, words, parts, threads)
 
     def dismiss(self) -> None:
         """End the threads, and wait for that; the next run starts others."""

@@ -12,6 +12,7 @@ Threads share the items of a batch, or, if there is only one, the planes of ever
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,24 +39,27 @@ class Program:
         tables: tuple[NDArray[np.generic], ...],
         strides: NDArray[np.int64],
         size: int,
+        scratch: int,
         shapes: Sequence[tuple[int, ...]],
         lanes: int,
         threads: int,
     ) -> None:
-        self._built = (operations, tables, strides, size, list(shapes), lanes, threads)
-        self._size = -(-(size + kernels.SLACK) // 16) * 16  # an arena for each thread
+        self._built = (operations, tables, strides, size, scratch, list(shapes), lanes, threads)
+        # An arena for each thread, its scratch at the end; all begin on cache lines.
+        self._size = -(-(size + kernels.SLACK) // 16) * 16 + scratch
         self._shapes, self._lanes, self._threads = list(shapes), lanes, threads
         self._job = kernels.execute if tables[1].dtype == np.uint16 else kernels.execute_wide
-        self._words = np.zeros(kernels.WORDS, np.int64)
-        self._words[: kernels.PORTS] = [
+        self._fixed = [
             address(operations),
             len(operations),
             *(address(table) for table in tables),
+            address(strides),
+            self._size,
+            scratch,
         ]
-        self._words[kernels.STRIDES] = address(strides)
-        self._words[kernels.ARENA_FLOATS] = self._size
-        self._arenas: list[Tensor] = []
+        self._arenas: list[tuple[Tensor, int]] = []
         self._work = _work(operations, tables[2])
+        self._plans: dict[int, _Plan] = {}
 
     def __call__(self, *inputs: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch ..."]]:
         """Run on a batch.
@@ -67,34 +71,50 @@ class Program:
             One tensor an output.
         """
         samples = inputs[0].shape[0]
-        items = -(-samples // self._lanes)
-        inputs = tuple(x.contiguous() for x in inputs)
-        outputs = [inputs[0].new_empty(samples, *shape) for shape in self._shapes]
-        ports = [0, *(x.data_ptr() for x in inputs), *(y.data_ptr() for y in outputs)]
-        threads, counters = self._threads, 0
-        if items < threads and items * self._work > GANG_WORK:
-            shared = np.zeros(2 * items * len(self._built[0]), np.int64)
-            counters = address(shared)
-        elif items < threads:
-            threads = 1
-        arena, places = self._borrow(), np.array(ports, np.int64)
-        words = self._words.copy()
-        words[kernels.PORTS], words[kernels.ARENA] = address(places), arena.data_ptr()
-        words[kernels.ITEMS], words[kernels.SAMPLES] = items, samples
-        words[kernels.COUNTERS] = counters
-        run(self._job, words, threads, threads)
+        plan = self._plans.get(samples)
+        if plan is None:
+            plan = self._plans[samples] = self._plan(samples, len(inputs))
+        inputs = tuple([x.contiguous() for x in inputs])
+        outputs = [inputs[0].new_empty(shape) for shape in plan.shapes]
+        try:
+            arena = self._arenas.pop()
+        except IndexError:
+            # Zeros once: no operation ever writes into a halo.
+            memory = inputs[0].new_zeros(self._threads * self._size)
+            arena = (memory, memory.data_ptr())
+        words = plan.words.copy()
+        words[kernels.ARENA] = arena[1]
+        words[plan.ports] = [x.data_ptr() for x in inputs] + [y.data_ptr() for y in outputs]
+        run(self._job, words, plan.threads, plan.threads)
         self._arenas.append(arena)
         return outputs
 
     def __reduce__(self) -> tuple[type[Program], tuple[Any, ...]]:
         return Program, self._built  # a copy has its own addresses and arenas
 
-    def _borrow(self) -> Tensor:
-        try:
-            return self._arenas.pop()
-        except IndexError:
-            # Zeros once: no operation ever writes into a halo.
-            return torch.zeros(self._threads * self._size)
+    def _plan(self, samples: int, inputs: int) -> _Plan:
+        items, count = -(-samples // self._lanes), len(self._built[0])
+        shared = 1 < self._threads > items and items * self._work > GANG_WORK
+        threads = self._threads if shared or items >= self._threads else 1
+        ports = inputs + len(self._shapes)
+        counters = kernels.PORTS + 1 + ports
+        size = counters + (items * count * (1 + kernels.SHARES * threads) if shared else 0)
+        words = np.zeros(size, np.int64)
+        words[: kernels.ARENA] = self._fixed
+        words[kernels.ITEMS], words[kernels.SAMPLES] = items, samples
+        words[kernels.SHARED], words[kernels.COUNTERS] = shared, counters
+        shapes = [(samples, *shape) for shape in self._shapes]
+        return _Plan(words, slice(kernels.PORTS + 1, counters), shapes, threads)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What calls with the same number of samples have in common."""
+
+    words: NDArray[np.int64]
+    ports: slice
+    shapes: list[tuple[int, ...]]
+    threads: int
 
 
 def _work(operations: np.ndarray, starts: NDArray[np.generic]) -> int:
