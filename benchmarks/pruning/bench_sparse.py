@@ -6,9 +6,9 @@ Every case is timed dense with PyTorch (contiguous and channels last), oneDNN (l
 ONNX Runtime if it is installed, norms folded for all, and sparse as `sparsify` returns it, at three
 shares of random zeros. In each round every engine runs a few times in a row, the first uncounted;
 its time is the median of those, and its result the median over rounds. With several threads each
-engine first waits until the threads of the one before sleep: OpenMP's and ONNX Runtime's occupy
-their cores for 10 to 40 milliseconds after a call, and would slow down whoever comes next. A ratio is the median over
-rounds of (fastest dense engine / sparse); `ratio_of_best` uses the fastest round of each instead,
+engine first waits until all cores are idle: OpenMP's and ONNX Runtime's threads occupy theirs for
+10 to 40 milliseconds after a call, and would slow down whoever comes next. A ratio is the median
+over rounds of (fastest dense engine / sparse); `ratio_of_best` uses the fastest round of each,
 as a check: on a shared machine a long call is interrupted more often than a short one, and the
 first ratio is then too high. One thread is timed by the process's own CPU time, which other
 processes do not lengthen; several by the clock.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -40,7 +41,7 @@ from rectified.pruning.tracing import trace_graph
 
 SPARSITIES = (0.9, 0.95, 0.98)
 SECONDS = 0.004  # of one engine in one round, if a call is shorter
-QUIET = 0.06  # seconds between engines that have threads
+QUIET = 0.06  # seconds without work before an engine that has threads
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def bench(case: Case, threads: int, rounds: int) -> list[dict[str, Any]]:
     x = torch.randn(case.shape)
     with tempfile.TemporaryDirectory() as folder:
         dense = _dense_engines(model, x, threads, folder)
+        _wait_for_quiet()
         sparse = {
             share: sparsify(_pruned(model, share), x, threads=threads) for share in SPARSITIES
         }
@@ -211,7 +213,7 @@ def _rounds(
     for _ in range(rounds):
         for name, call in calls.items():
             if threads > 1:
-                time.sleep(QUIET)
+                _wait_for_quiet()
                 until = time.perf_counter() + SECONDS
                 while time.perf_counter() < until:  # the core has to get up to speed again
                     call()
@@ -219,6 +221,24 @@ def _rounds(
             spent = [_seconds(call, clock) for _ in range(repeats)]
             times[name].append(1e3 * statistics.median(spent))
     return times
+
+
+def _wait_for_quiet() -> None:
+    """Wait until nobody uses the cores: threads of the engine before, or somebody else's work."""
+    for _ in range(20):  # a second or so: on a busy machine nothing is ever quiet
+        before = _idle_seconds()
+        time.sleep(QUIET)
+        if before is None or _idle_seconds() - before > 0.8 * QUIET * len(os.sched_getaffinity(0)):
+            return
+
+
+def _idle_seconds() -> Any:
+    """Seconds that all cores together were idle so far; None where the system does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    return int(fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -25,7 +25,7 @@ from rectified.pruning.sparse.program import Program
 
 NEAR = 1 << 13  # floats of input in a level-1 cache that leave room for weights: 32 KiB
 FAR = 1 << 16  # the same in a level-2 cache: 256 KiB
-RARELY = 16  # nonzeros that read a channel: less is not worth a copy without cache conflicts
+RARELY = 16  # nonzeros that read a channel: fewer are not worth a copy without cache conflicts
 PASS = 20  # nonzeros in a row that are worth a pass of their own
 NO_FLOOR = -math.inf
 
@@ -135,8 +135,7 @@ class Builder:
         height, width = window.output(value.height, value.width)
         nonzeros = int(np.count_nonzero(weight))
         outputs = weight.shape[0]
-        gathers = self._gathers(value, window)
-        taps = gathers or self._taps(value, window, nonzeros)
+        taps = self._taps(value, window, nonzeros)
         added = -1 if initial is None else self._inside(initial).origin
         target = self._allocate(outputs, height, width, self._halo_of(value))
         vectors, tall = _tiling(target)
@@ -148,7 +147,7 @@ class Builder:
                 "source_port": taps.value.port,
                 "source": taps.source,
                 "source_plane": taps.value.plane,
-                "gathers": value.channels if gathers else 0,
+                "gathers": value.channels if taps.gathered else 0,
                 "target": target.origin,
                 "initial": added,
                 "planes": outputs,
@@ -243,7 +242,14 @@ class Builder:
         )
         strides = self._strides + [math.prod(shape) * self.lanes for shape in self._shapes]
         return Program(
-            operations, tables, np.array(strides), self._size, self._scratch, self._shapes, self.lanes, threads
+            operations,
+            tables,
+            np.array(strides),
+            self._size,
+            self._scratch,
+            self._shapes,
+            self.lanes,
+            threads,
         )
 
     def _halo_of(self, value: Value) -> int:
@@ -262,15 +268,19 @@ class Builder:
         if not window.keeps_size:
             phases = self._phases(value, window)
             return _Taps(phases, phases.start, window)
+        if window == Window() and value.port and _tiling(value)[1]:
+            return self._pointwise(value, window, nonzeros)
         value = self._surrounded(value, nonzeros)
         shift = window.padding[0] * value.pitch + window.padding[1]
         return _Taps(value, value.origin - shift, window)
 
-    def _gathers(self, value: Value, window: Window) -> _Taps | None:
-        """The taps of a 1x1 convolution of an input whose planes share cache lines."""
+    def _pointwise(self, value: Value, window: Window, nonzeros: int) -> _Taps:
+        """The taps of a 1x1 convolution of an input in whole tiles, which needs no border."""
+        # Planes a power of two apart share cache lines; a tile that is read often is worth
+        # bringing together.
+        if value.plane % CONFLICT or nonzeros <= RARELY * value.channels:
+            return _Taps(value, value.origin, window)
         vectors, tall = _tiling(value)
-        if window != Window() or value.port == 0 or not tall or value.plane % CONFLICT:
-            return None
         floats = tall * vectors * kernels.LANES
         self._scratch = max(self._scratch, value.channels * floats)
         return _Taps(value, value.origin, window, floats)
@@ -422,16 +432,14 @@ class _Taps:
         value: what is read.
         source: position that the first tap of the first output reads.
         window: geometry of the taps.
-        channel: distance between channels where they are read, if not as they lie.
+        gathered: distance between channels if each tile's are brought together, else 0.
     """
 
-    def __init__(
-        self, value: Value, source: int, window: Window, channel: int | None = None
-    ) -> None:
-        self.value, self.source, self.window = value, source, window
+    def __init__(self, value: Value, source: int, window: Window, gathered: int = 0) -> None:
+        self.value, self.source, self.window, self.gathered = value, source, window, gathered
         self._rows = _remainders(window, 0)
         self._columns = _remainders(window, 1)
-        self.channel_stride = channel or len(self._rows) * len(self._columns) * value.plane
+        self.channel_stride = gathered or len(self._rows) * len(self._columns) * value.plane
 
     def offset(
         self, channel: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64]

@@ -248,9 +248,7 @@ def accumulate(
             block = builder.append_basic_block(f"accumulate{rows}x{vectors}")
             switch.add_case(ir.Constant(_INT, 16 * rows + vectors), block)
             builder.position_at_end(block)
-            totals = _sums(
-                builder, (rows, vectors), values, offsets, begin, end, source, pitch
-            )
+            totals = _sums(builder, (rows, vectors), values, offsets, begin, end, source, pitch)
             slots = [cgutils.alloca_once(builder, _VECTOR) for _ in totals]
             for total, slot in zip(totals, slots, strict=True):
                 builder.store(builder.fadd(total, _splat(builder, bias)), slot)
@@ -414,9 +412,7 @@ def _sparse(operation, source, target, scratch, tables, rank, ranks):
             there = target + 4 * row * operation.target_row
             pitch, shape = LANES * operation.vectors, (tall, operation.vectors)
             for block in range(operation.blocks):
-                _tile(
-                    operation, scratch, pitch, there, tables, block, lot, shape, operation.mask
-                )
+                _tile(operation, scratch, pitch, there, tables, block, lot, shape, operation.mask)
     else:
         for block in range(operation.blocks):
             for row, tall in _groups(operation, begin, end):
@@ -655,9 +651,7 @@ def _execute(words, part, parts, offsets):
         for item in range(items * part // parts, items * (part + 1) // parts):
             for number in range(operations.shape[0]):
                 operation = operations[number]
-                _perform(
-                    operation, tables, arena, scratch, ports, strides, item, samples, 0, 1
-                )
+                _perform(operation, tables, arena, scratch, ports, strides, item, samples, 0, 1)
         return
     shares = SHARES * parts
     done = address_in(words) + 8 * words[COUNTERS]

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -122,5 +121,6 @@ def _work(operations: np.ndarray, starts: NDArray[np.generic]) -> int:
     for operation in operations[operations["kind"] == kernels.SPARSE]:
         first = int(operation["starts"])
         last = first + int(operation["blocks"] * operation["planes"])
-        total += int(starts[last] - starts[first]) * int(operation["vectors"])
+        rows = operation["rows"] if operation["tall"] else 1
+        total += int(starts[last] - starts[first]) * int(operation["vectors"] * rows)
     return total

@@ -183,9 +183,7 @@ def sparsify(
         ways = _networks(dense, inputs, layers, forced, threads)
         if network is not None:
             ways = {network: ways[choose("network", network, tuple(ways))]}
-        milliseconds = _measured(
-                {name: _call(way, inputs) for name, way in ways.items()}, threads
-            )
+        milliseconds = _measured({name: _call(way, inputs) for name, way in ways.items()}, threads)
     chosen = _fastest(milliseconds, tuple(set(NETWORKS) - {"dense", "channels_last"}))
     return SparseModel(ways[chosen], chosen, layers, milliseconds, note).eval()
 
@@ -262,9 +260,7 @@ def _choice(
     if x is None:
         times, reason = {"dense": 0.0}, "not called on the example"
     else:
-        times = _measured(
-            {kind: _call(make(), (x,)) for kind, make in ways.items()}, threads
-        )
+        times = _measured({kind: _call(make(), (x,)) for kind, make in ways.items()}, threads)
         reason = reason_for_dense(layer)
     best = _fastest(times, SPARSE_ENGINES)
     return LayerChoice(
