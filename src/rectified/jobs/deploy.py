@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.jobs.classifiers import recipe
+from rectified.jobs.deploy_layers import onnx_milliseconds
 from rectified.pruning.compact import compaction, resize
 from rectified.pruning.sparse import SparseModel, load_sparse, save_sparse, sparsify
 from rectified.runs import Run, write_text
@@ -120,7 +121,7 @@ def deploy(
             for batch in BATCHES
         },
     }
-    _note_engines(lean, found)
+    _note_engines(lean, compact, inputs, found)
     return found
 
 
@@ -277,14 +278,21 @@ def _time(way: Callable[[], object]) -> float:
     return spent / calls
 
 
-def _note_engines(lean: Mapping[int, SparseModel], found: Deployment) -> None:
+def _note_engines(
+    lean: Mapping[int, SparseModel], compact: nn.Module, inputs: Tensor, found: Deployment
+) -> None:
     by_name = {layer["name"]: layer for layer in found.layers}
+    quiet = QUIET if torch.get_num_threads() > 1 else 0.0
     for batch, model in lean.items():
+        others = onnx_milliseconds(compact, inputs[:batch], quiet)
         for choice in model.layers:
             layer = by_name.setdefault(choice.name, {"name": choice.name})
             layer |= {"density": choice.density, "reason": choice.reason}
             layer.setdefault("engines", {})[f"batch_{batch}"] = choice.engine
-            layer.setdefault("milliseconds", {})[f"batch_{batch}"] = choice.milliseconds
+            times = dict(choice.milliseconds)
+            if choice.name in others:
+                times["onnxruntime"] = others[choice.name]
+            layer.setdefault("milliseconds", {})[f"batch_{batch}"] = times
         found.notes.append(
             f"at batch {batch} the network runs as {model.chosen!r}"
             + (f" ({model.note})" if model.note else "")
