@@ -25,7 +25,7 @@ from rectified.pruning.sparse.program import Program
 
 NEAR = 1 << 13  # floats of input in a level-1 cache that leave room for weights: 32 KiB
 FAR = 1 << 16  # the same in a level-2 cache: 256 KiB
-RARELY = 16  # nonzeros that read a channel: fewer are not worth a copy without cache conflicts
+RARELY = 6  # nonzeros that read a channel: fewer are not worth a copy without cache conflicts
 PASS = 20  # nonzeros in a row that are worth a pass of their own
 NO_FLOOR = -math.inf
 
