@@ -18,9 +18,10 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "training": set(),
     "tracking": set(),
     "models": set(),
+    "gang": set(),
     "data": {"training"},
-    "pruning": {"training"},
-    "binary": {"training"},
+    "pruning": {"training", "gang"},
+    "binary": {"training", "gang"},
     "flow": {"training", "frechet"},
     "protein": {"flow"},
     "scattering": {"frechet"},
@@ -40,7 +41,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "cli": {"jobs", "runs", "report", "training", "tracking"},
     "__main__": {"cli"},
 }
-HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "tyro", "datasets", "scipy", "jinja2")
+HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "tyro", "datasets", "scipy", "jinja2", "numba")
 
 
 def _files() -> list[Path]:

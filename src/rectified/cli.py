@@ -205,7 +205,7 @@ class RunOptions:
         config: settings to begin with: the config.yaml of an earlier run; flags override it.
         resume: go on with the unfinished run in this folder; needs no other flag.
         quiet: print nothing but the results.
-        push_to_hub: upload the finished run to this repository (OWNER/NAME) of the Hugging Face Hub.
+        push_to_hub: upload the finished run to this repository (OWNER/NAME) of Hugging Face's Hub.
         tracker: also tell what is logged to TensorBoard (in the run's folder), MLflow or W&B.
     """
 
@@ -422,13 +422,14 @@ def _parse_flags(
     """Read flags over `default`; tyro's own errors become one line."""
     import tyro
 
+    kind: Any = type(default)
     words, examples = VERBS[verb]
     epilogue = "\n".join(f"  rectified {verb} {example}" for example in examples)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             parsed = tyro.cli(
-                type(default),
+                kind,
                 args=arguments,
                 prog=f"rectified {verb} {usage}".strip(),
                 description=f"{words[0].upper()}{words[1:]}.\n\nexamples:\n{epilogue}",

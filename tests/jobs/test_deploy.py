@@ -69,6 +69,15 @@ def test_the_lean_network_computes_the_same(architecture: Architecture, folder: 
     assert all(t > 0 for way in found.sizes["milliseconds"].values() for t in way.values())
 
 
+def test_every_layer_is_timed_at_both_batches_in_every_engine(folder: Run) -> None:
+    pytest.importorskip("onnxruntime")
+    found = deployed(pruned(CNN), CNN, folder)
+    for layer in found.layers:
+        assert set(layer["milliseconds"]) == {"batch_1", "batch_16"}
+        for batch, times in layer["milliseconds"].items():
+            assert {"dense", "onnxruntime", layer["engines"][batch]} <= set(times)
+
+
 def test_parameters_are_counted_at_every_step(folder: Run) -> None:
     network = pruned(CNN)
     found = deployed(network, CNN, folder)

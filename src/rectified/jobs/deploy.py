@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.jobs.classifiers import recipe
+from rectified.jobs.deploy_layers import onnx_milliseconds
 from rectified.pruning.compact import compaction, resize
 from rectified.pruning.sparse import SparseModel, load_sparse, save_sparse, sparsify
 from rectified.runs import Run, write_text
@@ -36,6 +37,7 @@ WEIGHTS, GRAPH, ABOUT = "lean.safetensors", "lean.onnx", "lean.json"
 MOST = 100_000  # classes, channels or pixels along a side, that a file may ask for
 BATCHES = (1, 16)
 ROUNDS = 15
+QUIET = 0.06  # seconds for which the threads of a way may occupy their cores after a call
 SECONDS_A_ROUND = 0.02  # long against the clock, short against what else the machine does
 
 
@@ -65,7 +67,7 @@ class Deployment:
     Attributes:
         sizes: bytes_dense, bytes_lean, max_abs_difference and milliseconds, as in results.json.
         parameters: of the network at full size, of the compact one, and of these the nonzero.
-        layers: one dict a layer: channels before and after, engine and times at batch 1.
+        layers: one dict a layer: channels before and after, engine and times at each batch.
         notes: what could not be done, and why.
     """
 
@@ -120,7 +122,7 @@ def deploy(
             for batch in BATCHES
         },
     }
-    _note_engines(lean[BATCHES[0]], found)
+    _note_engines(lean, compact, inputs, found)
     return found
 
 
@@ -265,6 +267,9 @@ def _milliseconds(
             way()
         for _ in range(ROUNDS):
             for name, way in ways.items():
+                if torch.get_num_threads() > 1:
+                    time.sleep(QUIET)
+                    way()  # wakes its own threads
                 times[name].append(_time(way))
     return {name: 1000 * statistics.median(taken) for name, taken in times.items()}
 
@@ -279,17 +284,23 @@ def _time(way: Callable[[], object]) -> float:
     return spent / calls
 
 
-def _note_engines(lean: SparseModel, found: Deployment) -> None:
+def _note_engines(
+    lean: Mapping[int, SparseModel], compact: nn.Module, inputs: Tensor, found: Deployment
+) -> None:
     by_name = {layer["name"]: layer for layer in found.layers}
-    for choice in lean.layers:
-        layer = by_name.setdefault(choice.name, {"name": choice.name})
-        layer |= {
-            "density": choice.density,
-            "engine": choice.engine,
-            "milliseconds": choice.milliseconds,
-            "reason": choice.reason,
-        }
+    quiet = QUIET if torch.get_num_threads() > 1 else 0.0
+    for batch, model in lean.items():
+        others = onnx_milliseconds(compact, inputs[:batch], quiet)
+        for choice in model.layers:
+            layer = by_name.setdefault(choice.name, {"name": choice.name})
+            layer |= {"density": choice.density, "reason": choice.reason}
+            layer.setdefault("engines", {})[f"batch_{batch}"] = choice.engine
+            times = dict(choice.milliseconds)
+            if choice.name in others:
+                times["onnxruntime"] = others[choice.name]
+            layer.setdefault("milliseconds", {})[f"batch_{batch}"] = times
+        found.notes.append(
+            f"at batch {batch} the network runs as {model.chosen!r}"
+            + (f" ({model.note})" if model.note else "")
+        )
     found.layers = list(by_name.values())
-    found.notes.append(
-        f"at batch 1 the network runs as {lean.chosen!r}" + (f" ({lean.note})" if lean.note else "")
-    )

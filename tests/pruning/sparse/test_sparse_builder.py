@@ -11,9 +11,12 @@ import torch.nn.functional as F
 
 pytest.importorskip("numba")
 
+from rectified.pruning.sparse import program
 from rectified.pruning.sparse.builder import Builder
 from rectified.pruning.sparse.kernels import LANES
 from rectified.pruning.sparse.layout import Value, Window
+
+ONE = Window()
 
 
 def draw(*shape: int, seed: int = 0, density: float = 1.0) -> torch.Tensor:
@@ -36,9 +39,9 @@ def convolved(
     value = builder.input(tuple(x.shape[1:]))
     result = builder.convolution(value, weight.numpy(), bias.numpy(), window, groups=groups)
     builder.output(result, flat=False)
-    program = builder.finish(threads)
-    program(x + 1)  # a second call must not see what the first left behind
-    return program(x)[0]
+    built = builder.finish(threads)
+    built(x + 1)  # a second call must not see what the first left behind
+    return built(x)[0]
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (5, 3)])
@@ -198,6 +201,51 @@ def test_a_value_counts_its_floats() -> None:
     assert value.start + value.size - 1 == last + value.pitch + 1  # the border below and beside
 
 
+@pytest.mark.parametrize("width", [16, 32, 64, 128, 144])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("density", [0.05, 1.0])
+def test_tiles_of_whole_rows_compute_the_same(
+    width: int, kernel: int, threads: int, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "GANG_WORK", 0)
+    window = Window((kernel, kernel), (1, 1), (kernel // 2, kernel // 2))
+    weight = draw(24, 6, kernel, kernel, density=density, seed=1)
+    bias = draw(24, seed=2)
+    for height in (1, 13, 16):
+        x = draw(1, 6, height, width)
+        got = convolved(x, weight, bias, window, threads=threads)
+        assert (got - F.conv2d(x, weight, bias, padding=kernel // 2)).abs().max() < 1e-4
+        # The sum with another image and a ReLU, both in the last operation.
+        builder = Builder(halo=window.halo)
+        value = builder.input(tuple(x.shape[1:]))
+        wide = builder.convolution(value, weight.numpy(), bias.numpy(), window)
+        both = builder.convolution(
+            value, weight.numpy(), bias.numpy(), window, initial=wide, floor=0.0
+        )
+        builder.output(both, flat=False)
+        doubled = F.relu(2 * F.conv2d(x, weight, bias, padding=kernel // 2))
+        assert (builder.finish(threads)(x)[0] - doubled).abs().max() < 1e-4
+
+
+def test_inputs_whose_planes_share_cache_lines_are_gathered() -> None:
+    builder = Builder()
+    value = builder.input((4, 32, 32))
+    for outputs in (1, 24):  # read rarely, and often enough
+        builder.convolution(value, np.ones((outputs, 4, 1, 1), np.float32), np.zeros(outputs), ONE)
+    assert [int(row["gathers"]) for row in builder.finish(1)._built[0]] == [0, 4]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_is_counted_over_the_whole_image(threads: int) -> None:
+    weight, bias = np.ones((8, 4, 1, 1), np.float32), np.zeros(8, np.float32)
+    for width in (32, 33):  # in tiles of rows, and flat
+        builder = Builder()
+        builder.output(builder.convolution(builder.input((4, 20, width)), weight, bias, ONE), False)
+        work = builder.finish(threads)._work
+        assert 8 * 4 * 20 * width <= LANES * work <= 1.2 * 8 * 4 * 20 * width
+
+
 @pytest.mark.parametrize(
     "features",
     ["+avx2,+fma,+avx,+sse4.2,+popcnt", pytest.param("+sse4.2", marks=pytest.mark.slow)],
@@ -207,13 +255,16 @@ def test_narrower_vectors_compute_the_same(features: str) -> None:
 
     if "x86_64" not in binding.get_process_triple():
         pytest.skip("these are widths of x86")
-    program = (
+    code = (
         "import torch, torch.nn.functional as F\n"
         "from test_sparse_builder import LANES, Window, convolved, draw, linear\n"
         "x, w, b = draw(2, 6, 9, 9), draw(8, 6, 3, 3, density=0.5, seed=1), draw(8, seed=2)\n"
         "for s in (1, 2):\n"
         "    y = convolved(x, w, b, Window((3, 3), (s, s), (1, 1)))\n"
         "    assert (y - F.conv2d(x, w, b, s, 1)).abs().max() < 1e-5\n"
+        "x = draw(1, 6, 7, 32)\n"
+        "y = convolved(x, w, b, Window((3, 3), (1, 1), (1, 1)))\n"
+        "assert (y - F.conv2d(x, w, b, 1, 1)).abs().max() < 1e-5\n"
         "x, w, b = draw(37, 21), draw(30, 21, density=0.5, seed=1), draw(30, seed=2)\n"
         "assert (linear(x, w, b, 4 * LANES) - F.linear(x, w, b)).abs().max() < 1e-5\n"
         "print(LANES)\n"
@@ -224,6 +275,6 @@ def test_narrower_vectors_compute_the_same(features: str) -> None:
         "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.stdout.split() == ["8" if "avx2" in features else "4"], done.stderr

@@ -20,11 +20,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from rectified.pruning.sparse import kernels
-from rectified.pruning.sparse.layout import Value, Window
+from rectified.pruning.sparse.layout import CONFLICT, Value, Window
 from rectified.pruning.sparse.program import Program
 
-CACHED = 1 << 16  # floats of input that a tile may touch: 256 KiB, well inside a level-2 cache
-PASS = 16  # nonzeros in a row that are worth a pass of their own
+NEAR = 1 << 13  # floats of input in a level-1 cache that leave room for weights: 32 KiB
+FAR = 1 << 16  # the same in a level-2 cache: 256 KiB
+RARELY = 6  # nonzeros that read a channel: fewer are not worth a copy without cache conflicts
+PASS = 20  # nonzeros in a row that are worth a pass of their own
 NO_FLOOR = -math.inf
 
 Row = dict[str, int | float]  # an operation by the fields of `kernels.OPERATION`
@@ -48,6 +50,7 @@ class Builder:
         self._biases: list[NDArray[np.float32]] = []
         self._masks: list[NDArray[np.uint8]] = []
         self._size = 0
+        self._scratch = 0
         self._free: dict[tuple[int, ...], list[int]] = {}
         self._pinned: set[int] = set()
         self._copies: dict[int, Value] = {}
@@ -83,9 +86,14 @@ class Builder:
         self._shapes.append((value.channels,) if flat else value.shape)
         if self.lanes > 1:
             self._hand_out(port, value)
-        elif value.halo == 0 and self._wrote_last(value):
-            outside = replace(value, start=0, port=port)
-            self._operations[-1].update(target_port=port, target=0, target_plane=outside.plane)
+        elif self._wrote_last(value):
+            outside = replace(value, halo=0, start=0, port=port)
+            self._operations[-1].update(
+                target_port=port,
+                target=0,
+                target_plane=outside.plane,
+                target_row=outside.pitch,
+            )
         else:
             self._copied(value, 0, port)
 
@@ -126,26 +134,33 @@ class Builder:
         """
         height, width = window.output(value.height, value.width)
         nonzeros = int(np.count_nonzero(weight))
-        taps = self._taps(value, window, nonzeros)
         outputs = weight.shape[0]
+        taps = self._taps(value, window, nonzeros)
         added = -1 if initial is None else self._inside(initial).origin
-        target = self._allocate(outputs, height, width, self._halo_of(taps.value))
-        vectors = -(-((height - 1) * target.pitch + width) // kernels.LANES)
-        block = _channels_at_once(vectors, nonzeros / (outputs * value.channels))
+        target = self._allocate(outputs, height, width, self._halo_of(value))
+        vectors, tall = _tiling(target)
+        floats = _footprint(taps, vectors, tall)
+        block = _channels_at_once(value.channels, floats, nonzeros / (outputs * value.channels))
         self._operations.append(
             {
                 "kind": kernels.SPARSE,
                 "source_port": taps.value.port,
                 "source": taps.source,
+                "source_plane": taps.value.plane,
+                "gathers": value.channels if taps.gathered else 0,
                 "target": target.origin,
                 "initial": added,
                 "planes": outputs,
                 "target_plane": target.plane,
                 "blocks": -(-value.channels // block),
                 "vectors": vectors,
+                "tall": tall,
+                "rows": height,
+                "source_row": taps.value.pitch,
+                "target_row": target.pitch,
                 "floor": floor,
                 **self._tables(weight, bias, groups, taps, block, value.channels),
-                "mask": self._mask(target, vectors),
+                "mask": self._mask(target, vectors, tall),
             }
         )
         return target
@@ -227,7 +242,14 @@ class Builder:
         )
         strides = self._strides + [math.prod(shape) * self.lanes for shape in self._shapes]
         return Program(
-            operations, tables, np.array(strides), self._size, self._shapes, self.lanes, threads
+            operations,
+            tables,
+            np.array(strides),
+            self._size,
+            self._scratch,
+            self._shapes,
+            self.lanes,
+            threads,
         )
 
     def _halo_of(self, value: Value) -> int:
@@ -246,16 +268,29 @@ class Builder:
         if not window.keeps_size:
             phases = self._phases(value, window)
             return _Taps(phases, phases.start, window)
+        if window == Window() and value.port and _tiling(value)[1]:
+            return self._pointwise(value, window, nonzeros)
         value = self._surrounded(value, nonzeros)
         shift = window.padding[0] * value.pitch + window.padding[1]
         return _Taps(value, value.origin - shift, window)
+
+    def _pointwise(self, value: Value, window: Window, nonzeros: int) -> _Taps:
+        """The taps of a 1x1 convolution of an input in whole tiles, which needs no border."""
+        # Planes a power of two apart share cache lines; a tile that is read often is worth
+        # bringing together.
+        if value.plane % CONFLICT or nonzeros <= RARELY * value.channels:
+            return _Taps(value, value.origin, window)
+        vectors, tall = _tiling(value)
+        floats = tall * vectors * kernels.LANES
+        self._scratch = max(self._scratch, value.channels * floats)
+        return _Taps(value, value.origin, window, floats)
 
     def _surrounded(self, value: Value, nonzeros: int) -> Value:
         """An input that a convolution can read beyond its planes."""
         # Tiles that end with the plane need no border. Planes a power of two apart share cache
         # lines, and copying them elsewhere costs as much as some passes over them.
         aligned = self.halo == 0 and value.height * value.width % kernels.LANES == 0
-        rarely = nonzeros <= PASS * value.channels
+        rarely = nonzeros <= RARELY * value.channels
         return value if aligned and rarely else self._inside(value)
 
     def _reserve(self, channels: int, height: int, width: int, halo: int) -> Value:
@@ -278,6 +313,7 @@ class Builder:
             and last.get("target") == value.origin
             and last.get("initial", -1) < 0
             and last.get("planes") == value.channels
+            and (value.halo == 0 or last["kind"] != kernels.SPARSE or last["tall"] > 0)
         )
 
     def _copied(self, value: Value, halo: int, port: int = 0) -> Value:
@@ -377,8 +413,8 @@ class Builder:
         self._bases += [number * step for number in range(-(-channels // block))]
         return places
 
-    def _mask(self, target: Value, vectors: int) -> int:
-        """Append one bit a position, set where the position is a pixel, and say where."""
+    def _mask(self, target: Value, vectors: int, tall: int) -> int:
+        """Append one bit a position of a tile's row, set where it is a pixel, and say where."""
         position = np.arange(vectors * kernels.LANES)
         pixel = (position % target.pitch < target.width) & (
             position // target.pitch < target.height
@@ -396,13 +432,14 @@ class _Taps:
         value: what is read.
         source: position that the first tap of the first output reads.
         window: geometry of the taps.
+        gathered: distance between channels if each tile's are brought together, else 0.
     """
 
-    def __init__(self, value: Value, source: int, window: Window) -> None:
-        self.value, self.source, self.window = value, source, window
+    def __init__(self, value: Value, source: int, window: Window, gathered: int = 0) -> None:
+        self.value, self.source, self.window, self.gathered = value, source, window, gathered
         self._rows = _remainders(window, 0)
         self._columns = _remainders(window, 1)
-        self.channel_stride = len(self._rows) * len(self._columns) * value.plane
+        self.channel_stride = gathered or len(self._rows) * len(self._columns) * value.plane
 
     def offset(
         self, channel: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64]
@@ -435,11 +472,30 @@ def _remainders(window: Window, axis: int) -> list[int]:
     return sorted({tap * dilation % stride for tap in range(window.kernel[axis])})
 
 
-def _channels_at_once(vectors: int, nonzeros: float) -> int:
-    """How many input channels one pass reads, if each has so many nonzeros in a row."""
-    cached = CACHED // (min(vectors, kernels.VECTORS) * kernels.LANES)
+def _tiling(target: Value) -> tuple[int, int]:
+    """Vectors of a row and rows of a tile, or vectors of the plane and 0 if rows have parts."""
+    whole, rest = divmod(target.width, kernels.LANES)
+    if rest or whole > kernels.VECTORS or target.height == 1:
+        positions = (target.height - 1) * target.pitch + target.width
+        return -(-positions // kernels.LANES), 0
+    return whole, 1 << (kernels.VECTORS // whole).bit_length() - 1
+
+
+def _footprint(taps: _Taps, vectors: int, tall: int) -> int:
+    """Floats of a channel that a tile reads."""
+    rows, columns = taps.window.reach
+    reach = rows * taps.value.pitch + columns
+    if tall:
+        return tall * taps.value.pitch + reach
+    return min(vectors, kernels.VECTORS) * kernels.LANES + reach
+
+
+def _channels_at_once(channels: int, floats: int, nonzeros: float) -> int:
+    """How many input channels one pass reads, if each has so many floats and nonzeros in a row."""
     # A pass over a row costs as much as some nonzeros, so it should have more than those.
-    return max(1, cached, round(PASS / max(nonzeros, 1e-3)))
+    worthwhile = max(NEAR // floats, round(PASS / max(nonzeros, 1e-3)))
+    passes = -(-channels // max(1, min(worthwhile, FAR // floats)))
+    return -(-channels // passes)
 
 
 def _between(source: Value, target: Value) -> Row:

@@ -13,14 +13,12 @@ that form by itself (it vectorises over j, with gathers), so `accumulate` writes
 instructions out: 16 lanes where the CPU has AVX-512, 8 with AVX2, 4 elsewhere.
 
 Conventions: every position counts floats; addresses count bytes; a negative `initial` means none.
-Everything here is `nogil` and serial: threads are the caller's (see `threads`), because numba's own
-layers either kill forked children (omp) or abort on two Python threads (workqueue).
+Everything here is `nogil` and serial; threads share it as a job (see `rectified.gang`).
 
 The functions that numba compiles carry no annotations and `no_type_check`: it reads their bytecode.
 Compiling takes a few seconds once a machine; numba keeps the result in its cache folder.
 """
 
-import os
 from typing import no_type_check
 
 import numpy as np
@@ -28,6 +26,8 @@ from llvmlite import binding, ir
 from numba import carray, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from rectified.gang import address_in, count_up, job, look, pointer, wait
 
 
 def lanes(features: str) -> int:
@@ -45,7 +45,7 @@ LANES = lanes(getattr(config, "CPU_FEATURES", None) or binding.get_host_cpu_feat
 VECTORS = 8  # vectors of one tile: 8 accumulators hide the latency of a fused multiply-add
 SLACK = 2 * VECTORS * 16  # floats that a tile may read beyond the last plane, at any lane count
 
-SPINS = 2000  # a few microseconds: longer than threads that run are apart
+SHARES = 2  # parts of an operation for each thread, so that a late one delays little
 
 SPARSE, COPY, MAXIMUM, MEAN, TRANSPOSE = range(5)
 
@@ -73,7 +73,9 @@ OPERATION = np.dtype(
         ("starts", np.int64),
         ("biases", np.int64),
         ("mask", np.int64),
-        ("vectors", np.int64),
+        ("vectors", np.int64),  # of a row of a tile, or of the whole plane if `tall` is 0
+        ("tall", np.int64),  # rows of a tile
+        ("gathers", np.int64),  # how many input planes are brought together for each tile
         ("floor", np.float32),
     ]
 )
@@ -130,30 +132,36 @@ def _mask(builder: ir.IRBuilder, pointer: ir.Value, index: int) -> ir.Value:
 
 def _sums(
     builder: ir.IRBuilder,
-    width: int,
+    shape: tuple[int, int],
     values: ir.Value,
     offsets: ir.Value,
     begin: ir.Value,
     end: ir.Value,
     source: ir.Value,
+    pitch: ir.Value,
 ) -> list[ir.Value]:
-    """`width` vectors of sum_j values[j] * source[offsets[j] + lane], j from begin to end."""
+    """A tile of (rows, vectors) of sum_j values[j] * source[offsets[j] + row * pitch + lane]."""
+    rows, width = shape
     # Few vectors would wait for their own previous sum: several chains run side by side.
-    chains = {1: 4, 2: 4, 3: 2, 4: 2}.get(width, 1)
+    chains = {1: 4, 2: 4, 3: 2, 4: 2}.get(rows * width, 1)
     zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(width)] for _ in range(chains)]
+    sums = [
+        [cgutils.alloca_once(builder, _VECTOR) for _ in range(rows * width)] for _ in range(chains)
+    ]
     for slot in (slot for chain in sums for slot in chain):
         builder.store(zero, slot)
+    starts = [_row(builder, source, pitch, row) for row in range(rows)]
 
     def add(j: ir.Value, chain: list[ir.Value]) -> None:
         value = _splat(builder, builder.load(builder.gep(values, [j])))
         offset = builder.zext(builder.load(builder.gep(offsets, [j])), _INT)
-        place = builder.gep(source, [offset])
-        for index, slot in enumerate(chain):
-            product = _multiply_add(
-                builder, value, _load(builder, place, index), builder.load(slot)
-            )
-            builder.store(product, slot)
+        for row, start in enumerate(starts):
+            place = builder.gep(start, [offset])
+            for index, slot in enumerate(chain[row * width : (row + 1) * width]):
+                product = _multiply_add(
+                    builder, value, _load(builder, place, index), builder.load(slot)
+                )
+                builder.store(product, slot)
 
     step = ir.Constant(_INT, chains)
     whole = builder.sub(end, builder.srem(builder.sub(end, begin), step))
@@ -172,45 +180,118 @@ def _sums(
     return totals
 
 
+def _row(builder: ir.IRBuilder, pointer: ir.Value, pitch: ir.Value, row: int) -> ir.Value:
+    """The address `row` rows further on."""
+    return builder.gep(pointer, [builder.mul(pitch, ir.Constant(_INT, row))]) if row else pointer
+
+
+# Tiles of (rows, vectors): those of one row cut off what is no pixel, the others are whole.
+TILES = [(1, width) for width in range(1, VECTORS + 1)] + [
+    (rows, width) for rows in (2, 4, 8) for width in range(1, VECTORS // rows + 1)
+]
+
+
 @intrinsic
 @no_type_check
 def accumulate(
-    typing, width, values, offsets, begin, end, source, target, initial, given, bias, floor, mask
+    typing,
+    tall,
+    width,
+    values,
+    offsets,
+    begin,
+    end,
+    source,
+    pitch,
+    target,
+    target_pitch,
+    initial,
+    given,
+    bias,
+    floor,
+    mask,
 ):
-    """One tile of one row: `width` vectors of the module's formula, stored where `mask` has bits.
+    """One tile of one output: `tall` rows of `width` vectors of the module's formula.
 
-    `source`, `target`, `initial` and `mask` are pointers; `given` tells whether to read `initial`.
+    `source`, `target`, `initial` and `mask` are pointers; `given` tells whether to read `initial`,
+    whose rows lie as the target's. A tile of one row is stored where `mask` has bits.
     """
     signature = types.void(
-        width, values, offsets, begin, end, source, target, initial, given, bias, floor, mask
+        tall,
+        width,
+        values,
+        offsets,
+        begin,
+        end,
+        source,
+        pitch,
+        target,
+        target_pitch,
+        initial,
+        given,
+        bias,
+        floor,
+        mask,
     )
 
     def generate(context, builder, signature, arguments):
-        (width, _, _, begin, end, source, target, initial, given, bias, floor, mask) = arguments
+        tall, width, _, _, begin, end, source, pitch, target, target_pitch = arguments[:10]
+        initial, given, bias, floor, mask = arguments[10:]
         values, offsets = (
             context.make_array(signature.args[k])(context, builder, arguments[k]).data
-            for k in (1, 2)
+            for k in (2, 3)
         )
         done = builder.append_basic_block("accumulated")
-        switch = builder.switch(width, done)
-        for vectors in range(1, VECTORS + 1):
-            block = builder.append_basic_block(f"accumulate{vectors}")
-            switch.add_case(ir.Constant(width.type, vectors), block)
+        code = builder.add(builder.mul(tall, ir.Constant(_INT, 16)), width)
+        switch = builder.switch(code, done)
+        for rows, vectors in TILES:
+            block = builder.append_basic_block(f"accumulate{rows}x{vectors}")
+            switch.add_case(ir.Constant(_INT, 16 * rows + vectors), block)
             builder.position_at_end(block)
-            totals = _sums(builder, vectors, values, offsets, begin, end, source)
+            totals = _sums(builder, (rows, vectors), values, offsets, begin, end, source, pitch)
             slots = [cgutils.alloca_once(builder, _VECTOR) for _ in totals]
             for total, slot in zip(totals, slots, strict=True):
                 builder.store(builder.fadd(total, _splat(builder, bias)), slot)
             with builder.if_then(given):
                 for index, slot in enumerate(slots):
-                    there = _load(builder, initial, index)
+                    line = _row(builder, initial, target_pitch, index // vectors)
+                    there = _load(builder, line, index % vectors)
                     builder.store(builder.fadd(builder.load(slot), there), slot)
             least = _splat(builder, floor)
             for index, slot in enumerate(slots):
-                total = builder.load(slot)
-                total = _at_least(builder, total, least)
-                place = _at(builder, target, index)
-                _store_where(builder, total, place, _mask(builder, mask, index))
+                total = _at_least(builder, builder.load(slot), least)
+                line = _row(builder, target, target_pitch, index // vectors)
+                place = _at(builder, line, index % vectors)
+                if rows == 1:
+                    _store_where(builder, total, place, _mask(builder, mask, index))
+                else:
+                    builder.store(total, place, align=4)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+@no_type_check
+def carry(typing, tall, width, source, pitch, target):
+    """Copy a tile of `tall` rows of `width` vectors to consecutive floats."""
+    signature = types.void(tall, width, source, pitch, target)
+
+    def generate(context, builder, signature, arguments):
+        tall, width, source, pitch, target = arguments
+        done = builder.append_basic_block("carried")
+        code = builder.add(builder.mul(tall, ir.Constant(_INT, 16)), width)
+        switch = builder.switch(code, done)
+        for rows, vectors in TILES:
+            block = builder.append_basic_block(f"carry{rows}x{vectors}")
+            switch.add_case(ir.Constant(_INT, 16 * rows + vectors), block)
+            builder.position_at_end(block)
+            for index in range(rows * vectors):
+                line = _row(builder, source, pitch, index // vectors)
+                value = _load(builder, line, index % vectors)
+                builder.store(value, _at(builder, target, index), align=4)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
@@ -283,56 +364,6 @@ def bytes_of(typing, array, index):
     return types.CPointer(types.uint8)(array, index), generate
 
 
-@intrinsic
-@no_type_check
-def count_up(typing, counters, index):
-    """Add one to counters[index], for all threads to see, and return the count before."""
-
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        place = builder.gep(data, [arguments[1]])
-        return builder.atomic_rmw("add", place, ir.Constant(_INT, 1), "acq_rel")
-
-    return types.int64(counters, index), generate
-
-
-@intrinsic
-@no_type_check
-def count_of(typing, counters, index):
-    """Read counters[index] as all threads see it."""
-
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
-
-    return types.int64(counters, index), generate
-
-
-@intrinsic
-@no_type_check
-def give_way(typing):
-    """Let another thread have this core."""
-
-    def generate(context, builder, signature, arguments):
-        if os.name == "posix":
-            kind = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _wait(counters, index, count):
-    """Come back when counters[index] is `count`."""
-    spins = 0
-    while count_of(counters, index) < count:
-        spins += 1
-        if spins > SPINS:
-            give_way()
-
-
 @njit(nogil=True, cache=True)
 @no_type_check
 def _share(count, rank, ranks):
@@ -342,36 +373,108 @@ def _share(count, rank, ranks):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _sparse(operation, source, target, tables, rank, ranks):
-    values, offsets, starts, bases, biases, masks = tables
+def _lot(operation, rank, ranks):
+    """The planes and the rows that thread `rank` of `ranks` does."""
+    if operation.rows >= ranks:
+        begin, end = _share(operation.rows, rank, ranks)
+        return 0, operation.planes, begin, end
     first, last = _share(operation.planes, rank, ranks)
-    tiles = (operation.vectors + VECTORS - 1) // VECTORS
-    for block in range(operation.blocks):
-        begins = operation.starts + block * operation.planes
-        floor = operation.floor if block == operation.blocks - 1 else np.float32(-np.inf)
-        initial = operation.initial if block == 0 else operation.target
-        origin = source + 4 * bases[operation.bases + block]
-        for tile in range(tiles):
-            vector = tile * operation.vectors // tiles
-            width = (tile + 1) * operation.vectors // tiles - vector
-            position = 4 * LANES * vector
-            mask = bytes_of(masks, operation.mask + vector * max(LANES // 8, 1))
-            for row in range(first, last):
-                plane = 4 * row * operation.target_plane + position
-                accumulate(
-                    width,
-                    values,
-                    offsets,
-                    starts[begins + row],
-                    starts[begins + row + 1],
-                    floats_at(origin + position),
-                    floats_at(target + plane),
-                    floats_at(target + plane + 4 * (initial - operation.target)),
-                    initial >= 0,
-                    biases[operation.biases + row] if block == 0 else np.float32(0),
-                    floor,
-                    mask,
-                )
+    return first, last, 0, operation.rows
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _sparse(operation, source, target, scratch, tables, rank, ranks):
+    # A flat plane is cut into runs of vectors, one with whole vectors in a row into groups of rows.
+    if operation.tall == 0:
+        tiles = (operation.vectors + VECTORS - 1) // VECTORS
+    else:
+        tiles = (operation.rows + operation.tall - 1) // operation.tall
+    # Threads share the image where it is large, so that each reads what it wrote before.
+    lot = (0, operation.planes)
+    begin, end = 0, tiles
+    if tiles >= ranks:
+        begin, end = _share(tiles, rank, ranks)
+    else:
+        lot = _share(operation.planes, rank, ranks)
+    if operation.tall == 0:
+        for block in range(operation.blocks):
+            for tile in range(begin, end):
+                vector = tile * operation.vectors // tiles
+                width = (tile + 1) * operation.vectors // tiles - vector
+                mask = operation.mask + vector * max(LANES // 8, 1)
+                here = 4 * LANES * vector
+                shape = (1, width)
+                _tile(operation, source + here, 0, target + here, tables, block, lot, shape, mask)
+    elif operation.gathers:
+        for row, tall in _groups(operation, begin, end):
+            _gather(operation, source + 4 * row * operation.source_row, scratch, tall)
+            there = target + 4 * row * operation.target_row
+            pitch, shape = LANES * operation.vectors, (tall, operation.vectors)
+            for block in range(operation.blocks):
+                _tile(operation, scratch, pitch, there, tables, block, lot, shape, operation.mask)
+    else:
+        for block in range(operation.blocks):
+            for row, tall in _groups(operation, begin, end):
+                here = source + 4 * row * operation.source_row
+                there = target + 4 * row * operation.target_row
+                pitch, shape = operation.source_row, (tall, operation.vectors)
+                _tile(operation, here, pitch, there, tables, block, lot, shape, operation.mask)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _groups(operation, begin, end):
+    """First row and rows of each tile; the last rows of an image go by powers of two."""
+    for tile in range(begin, end):
+        row, last = tile * operation.tall, min((tile + 1) * operation.tall, operation.rows)
+        tall = operation.tall
+        while row < last:
+            while row + tall > last:
+                tall //= 2
+            yield row, tall
+            row += tall
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _gather(operation, source, scratch, tall):
+    """Bring a tile's inputs together, from planes so far apart that they share cache lines."""
+    floats = operation.tall * operation.vectors * LANES
+    for channel in range(operation.gathers):
+        here = floats_at(source + 4 * channel * operation.source_plane)
+        there = floats_at(scratch + 4 * channel * floats)
+        carry(tall, operation.vectors, here, operation.source_row, there)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _tile(operation, source, pitch, target, tables, block, lot, shape, mask):
+    """One block of inputs of a tile of the outputs in `lot`."""
+    values, offsets, starts, bases, biases, masks = tables
+    begins = operation.starts + block * operation.planes
+    floor = operation.floor if block == operation.blocks - 1 else np.float32(-np.inf)
+    initial = operation.initial if block == 0 else operation.target
+    origin = source + 4 * bases[operation.bases + block]
+    for row in range(lot[0], lot[1]):
+        plane = target + 4 * row * operation.target_plane
+        accumulate(
+            shape[0],
+            shape[1],
+            values,
+            offsets,
+            starts[begins + row],
+            starts[begins + row + 1],
+            floats_at(origin),
+            pitch,
+            floats_at(plane),
+            operation.target_row,
+            floats_at(plane + 4 * (initial - operation.target)),
+            initial >= 0,
+            biases[operation.biases + row] if block == 0 else np.float32(0),
+            floor,
+            bytes_of(masks, mask),
+        )
 
 
 @intrinsic
@@ -399,9 +502,9 @@ def _copy(operation, source, target, rank, ranks):
     given = operation.initial >= 0
     shift = 4 * (operation.initial - operation.target) if given else 0
     whole = columns - columns % LANES if step == 1 else 0
-    first, last = _share(operation.planes, rank, ranks)
+    first, last, begin, end = _lot(operation, rank, ranks)
     for plane in range(first, last):
-        for row in range(operation.rows):
+        for row in range(begin, end):
             old = source + 4 * (operation.source_plane * plane + operation.source_row * row)
             new = target + 4 * (operation.target_plane * plane + operation.target_row * row)
             for column in range(0, whole, LANES):
@@ -419,9 +522,9 @@ def _copy(operation, source, target, rank, ranks):
 @no_type_check
 def _maximum(operation, source, target, rank, ranks):
     step = operation.source_column
-    first, last = _share(operation.planes, rank, ranks)
+    first, last, begin, end = _lot(operation, rank, ranks)
     for plane in range(first, last):
-        for row in range(operation.rows):
+        for row in range(begin, end):
             here = operation.source_plane * plane + operation.source_row * row
             there = operation.target_plane * plane + operation.target_row * row
             new = carray(floats_at(target + 4 * there), (operation.columns,))
@@ -455,9 +558,9 @@ def _window_sum(source, rows, columns, pitch):
 @no_type_check
 def _mean(operation, source, target, rank, ranks):
     height, width = operation.window_rows, operation.window_columns
-    first, last = _share(operation.planes, rank, ranks)
+    first, last, begin, end = _lot(operation, rank, ranks)
     for plane in range(first, last):
-        for row in range(operation.rows):
+        for row in range(begin, end):
             there = operation.target_plane * plane + operation.target_row * row
             new = carray(floats_at(target + 4 * there), (operation.columns,))
             for column in range(operation.columns):
@@ -488,12 +591,14 @@ def _transpose(operation, source, target, rows, columns, rank, ranks):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _perform(operation, tables, ports, strides, item, samples, rank, ranks):
+def _perform(operation, tables, arena, scratch, ports, strides, item, samples, rank, ranks):
     origin, goal = operation.source_port, operation.target_port
-    source = ports[origin] + 4 * (item * strides[origin] + operation.source)
-    target = ports[goal] + 4 * (item * strides[goal] + operation.target)
+    source = arena if origin == 0 else ports[origin] + 4 * item * strides[origin]
+    target = arena if goal == 0 else ports[goal] + 4 * item * strides[goal]
+    source += 4 * operation.source
+    target += 4 * operation.target
     if operation.kind == SPARSE:
-        _sparse(operation, source, target, tables, rank, ranks)
+        _sparse(operation, source, target, scratch, tables, rank, ranks)
     elif operation.kind == COPY:
         _copy(operation, source, target, rank, ranks)
     elif operation.kind == MAXIMUM:
@@ -509,35 +614,83 @@ def _perform(operation, tables, ports, strides, item, samples, rank, ranks):
         _transpose(operation, source, target, rows, columns, rank, ranks)
 
 
+# The words of a run. First what stays: operations and tables of the program.
+OPERATIONS, COUNT, VALUES, OFFSETS, STARTS, BASES, BIASES, MASKS, STRIDES = range(9)
+ARENA_FLOATS, SCRATCH_FLOATS = 9, 10  # of each thread; the scratch is the end of its arena
+# Then what a call brings: its arena, items, samples, whether its threads share every operation,
+# addresses of inputs and outputs (port 1 is the first), and the zeros that `counters` tells.
+ARENA, ITEMS, SAMPLES, SHARED, COUNTERS = range(11, 16)
+PORTS = 15  # port k is word PORTS + k
+_MANY = 1 << 40  # entries of a table whose length nobody needs
+
+
 @njit(nogil=True, cache=True)
 @no_type_check
-def execute(operations, tables, ports, strides, items, samples, shares, counters):
-    """Run a program on items[0] to items[1] of a batch.
+def _execute(words, part, parts, offsets):
+    """Run a program on a batch: this part's items, or, with `SHARED`, a share of each operation.
 
-    With `shares` above 1, any number of threads may call this with the same arguments. Each takes
-    the next share of an operation that is left, so nobody waits for a thread that the system has
-    not started yet; only a share that was begun is waited for.
-
-    Args:
-        operations: array of `OPERATION`.
-        tables: values, offsets, starts, bases, biases and masks of all sparse operations.
-        ports: address of the arena, of each input and of each output.
-        strides: how many floats an item takes in each port; 0 for the arena.
-        items: the first item and the one after the last.
-        samples: how many rows the batch has, for programs whose item is several of them.
-        shares: in how many parts an operation is done; 1 if no other thread helps.
-        counters: two zeros for each operation of each item: shares taken, shares done.
+    With `SHARED`, every part does shares of an operation until none is left, so nobody waits for a
+    part that has not begun; only a share that was begun is waited for. Each operation of each item
+    has counters of its own: shares done, then for each share how often it was asked for.
     """
-    for item in range(items[0], items[1]):
+    operations = carray(pointer(words[OPERATIONS]), (words[COUNT],), dtype=OPERATION)
+    tables = (
+        carray(pointer(words[VALUES]), (_MANY,), dtype=np.float32),
+        offsets,
+        carray(pointer(words[STARTS]), (_MANY,), dtype=np.int64),
+        carray(pointer(words[BASES]), (_MANY,), dtype=np.int64),
+        carray(pointer(words[BIASES]), (_MANY,), dtype=np.float32),
+        carray(pointer(words[MASKS]), (_MANY,), dtype=np.uint8),
+    )
+    ports = carray(pointer(address_in(words) + 8 * PORTS), (_MANY,), dtype=np.int64)
+    strides = carray(pointer(words[STRIDES]), (_MANY,), dtype=np.int64)
+    items, samples = words[ITEMS], words[SAMPLES]
+    arena = words[ARENA] + 4 * part * words[ARENA_FLOATS]
+    scratch = arena + 4 * (words[ARENA_FLOATS] - words[SCRATCH_FLOATS])
+    if not words[SHARED]:
+        for item in range(items * part // parts, items * (part + 1) // parts):
+            for number in range(operations.shape[0]):
+                operation = operations[number]
+                _perform(operation, tables, arena, scratch, ports, strides, item, samples, 0, 1)
+        return
+    shares = SHARES * parts
+    done = address_in(words) + 8 * words[COUNTERS]
+    for item in range(items):
         for number in range(operations.shape[0]):
             operation = operations[number]
-            if shares == 1:
-                _perform(operation, tables, ports, strides, item, samples, 0, 1)
-                continue
-            taken = 2 * ((item - items[0]) * operations.shape[0] + number)
-            share = count_up(counters, taken)
-            while share < shares:
-                _perform(operation, tables, ports, strides, item, samples, share, shares)
-                count_up(counters, taken + 1)
-                share = count_up(counters, taken)
-            _wait(counters, taken + 1, shares)
+            # First one's own shares, which read what this thread wrote, then those left over.
+            for step in range(shares):
+                share = (part * SHARES + step) % shares
+                taken = done + 8 * (1 + share)
+                if look(taken) == 0 and count_up(taken) == 0:
+                    _perform(
+                        operation,
+                        tables,
+                        words[ARENA],
+                        scratch,
+                        ports,
+                        strides,
+                        item,
+                        samples,
+                        share,
+                        shares,
+                    )
+                    count_up(done)
+            wait(done, shares)
+            done += 8 * (1 + shares)
+
+
+@job
+@no_type_check
+def execute(words, part, parts):
+    """Run a program whose offsets are short."""
+    offsets = carray(pointer(words[OFFSETS]), (_MANY,), dtype=np.uint16)
+    _execute(words, part, parts, offsets)
+
+
+@job
+@no_type_check
+def execute_wide(words, part, parts):
+    """Run a program whose offsets are long."""
+    offsets = carray(pointer(words[OFFSETS]), (_MANY,), dtype=np.uint32)
+    _execute(words, part, parts, offsets)

@@ -26,6 +26,8 @@ from rectified.pruning.sparse.program import Program
 from rectified.pruning.sparse.steps import Flatten, Mix, Pool, Step, Sum, parse, parse_layer
 from rectified.pruning.tracing import shape_of
 
+SIDE_BY_SIDE = 64  # samples: more would not fit a level-1 cache with enough features for a pass
+
 
 @dataclass(frozen=True)
 class Line:
@@ -52,20 +54,20 @@ class Segment(nn.Module):
         super().__init__()
         self._inputs, self._outputs, self._threads = list(inputs), list(outputs), threads
         self._lines = merged(lines, outputs)
-        self._programs: dict[Any, Program] = {}
+        self._programs: dict[Any, Program] = {}  # by the shapes of all inputs, batch included
+        self._written: dict[Any, Program] = {}
 
     def forward(self, *inputs: Float[Tensor, "batch ..."]) -> Any:
-        first = inputs[0]
-        if first.dtype != torch.float32 or first.device.type != "cpu":
-            raise UserError(
-                f"a sparse network takes float32 tensors on the CPU, got {first.dtype} on "
-                f"{first.device}"
-            )
-        lanes = _lanes(first.shape[0]) if all(x.ndim == 2 for x in inputs) else 1
-        key = (lanes, *(x.shape[1:] for x in inputs))
+        key = inputs[0].shape if len(inputs) == 1 else tuple([x.shape for x in inputs])
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = self._write(lanes, [x.shape[1:] for x in inputs])
+            program = self._programs[key] = self._program([tuple(x.shape) for x in inputs])
+        for x in inputs:
+            if x.dtype is not torch.float32 or not x.is_cpu:
+                raise UserError(
+                    f"a sparse network takes float32 tensors on the CPU, got {x.dtype} on "
+                    f"{x.device}"
+                )
         results = program(*inputs)
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -76,6 +78,14 @@ class Segment(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{line.name}: {type(line.step).__name__}" for line in self._lines)
+
+    def _program(self, shapes: Sequence[tuple[int, ...]]) -> Program:
+        """The program for these inputs; batches that lie side by side alike have one."""
+        lanes = _lanes(shapes[0][0]) if all(len(shape) == 2 for shape in shapes) else 1
+        inner = (lanes, *(shape[1:] for shape in shapes))
+        if inner not in self._written:
+            self._written[inner] = self._write(lanes, [shape[1:] for shape in shapes])
+        return self._written[inner]
 
     def _write(self, lanes: int, shapes: Sequence[Sequence[int]]) -> Program:
         halo = max((line.step.halo for line in self._lines), default=0)
@@ -104,13 +114,13 @@ def _makes_vector(step: Step) -> bool:
 
 
 def _lanes(batch: int) -> int:
-    """How many samples lie side by side: the fewest whole vectors that hold the batch."""
+    """How many samples lie side by side: whole vectors that hold the batch, or a part of it."""
     if batch == 1:
         return 1
-    vectors = 1
-    while vectors < VECTORS and vectors * LANES < batch:
-        vectors *= 2
-    return vectors * LANES
+    lanes = LANES
+    while lanes < min(batch, SIDE_BY_SIDE, VECTORS * LANES):
+        lanes *= 2
+    return lanes
 
 
 def merged(lines: Sequence[Line], outputs: Sequence[str]) -> list[Line]:

@@ -12,18 +12,18 @@ Threads share the items of a batch, or, if there is only one, the planes of ever
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rectified.gang import address, run
 from rectified.pruning.sparse import kernels
-from rectified.pruning.sparse.gang import together
 
-GANG_WORK = 500_000  # vector operations, about 200 microseconds: less is not worth a hand-over
-SHARES = 2  # parts of an operation for each thread, so that a late one delays little
+GANG_WORK = 20_000  # vector operations, about 10 microseconds: less is not worth a hand-over
 
 
 class Program:
@@ -38,14 +38,27 @@ class Program:
         tables: tuple[NDArray[np.generic], ...],
         strides: NDArray[np.int64],
         size: int,
+        scratch: int,
         shapes: Sequence[tuple[int, ...]],
         lanes: int,
         threads: int,
     ) -> None:
-        self._operations, self._tables, self._strides = operations, tables, strides
-        self._size, self._shapes, self._lanes, self._threads = size, list(shapes), lanes, threads
-        self._arenas: list[Tensor] = []
+        self._built = (operations, tables, strides, size, scratch, list(shapes), lanes, threads)
+        # An arena for each thread, its scratch at the end; all begin on cache lines.
+        self._size = -(-(size + kernels.SLACK) // 16) * 16 + scratch
+        self._shapes, self._lanes, self._threads = list(shapes), lanes, threads
+        self._job = kernels.execute if tables[1].dtype == np.uint16 else kernels.execute_wide
+        self._fixed = [
+            address(operations),
+            len(operations),
+            *(address(table) for table in tables),
+            address(strides),
+            self._size,
+            scratch,
+        ]
+        self._arenas: list[tuple[Tensor, int]] = []
         self._work = _work(operations, tables[2])
+        self._plans: dict[int, _Plan] = {}
 
     def __call__(self, *inputs: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch ..."]]:
         """Run on a batch.
@@ -57,66 +70,50 @@ class Program:
             One tensor an output.
         """
         samples = inputs[0].shape[0]
-        items = -(-samples // self._lanes)
-        inputs = tuple(x.contiguous() for x in inputs)
-        outputs = [inputs[0].new_empty(samples, *shape) for shape in self._shapes]
-        ports = [0, *(x.data_ptr() for x in inputs), *(y.data_ptr() for y in outputs)]
-        ranks = self._threads
-        if ranks > 1 and items >= ranks:
-            done = together(lambda rank: self._items(ports, items, samples, rank, ranks), ranks)
-        elif ranks > 1 and items * self._work > GANG_WORK:
-            done = self._side_by_side(ports, items, samples)
-        else:
-            done = False
-        if not done:
-            self._items(ports, items, samples, 0, 1)
-        return outputs
-
-    def _items(self, ports: list[int], items: int, samples: int, rank: int, ranks: int) -> None:
-        """Run this thread's items."""
-        mine = (items * rank // ranks, items * (rank + 1) // ranks)
-        arena = self._borrow()
-        self._execute(arena, ports, mine, samples, 1, np.zeros(0, np.int64))
-        self._arenas.append(arena)
-
-    def _side_by_side(self, ports: list[int], items: int, samples: int) -> bool:
-        """Let all threads share every operation."""
-        arena, shares = self._borrow(), SHARES * self._threads
-        counters = np.zeros(2 * items * len(self._operations), np.int64)
-        done = together(
-            lambda rank: self._execute(arena, ports, (0, items), samples, shares, counters),
-            self._threads,
-        )
-        self._arenas.append(arena)
-        return done
-
-    def _execute(
-        self,
-        arena: Tensor,
-        ports: list[int],
-        items: tuple[int, int],
-        samples: int,
-        shares: int,
-        counters: NDArray[np.int64],
-    ) -> None:
-        places = np.array([arena.data_ptr(), *ports[1:]], np.int64)
-        kernels.execute(
-            self._operations,
-            self._tables,
-            places,
-            self._strides,
-            items,
-            samples,
-            shares,
-            counters,
-        )
-
-    def _borrow(self) -> Tensor:
+        plan = self._plans.get(samples)
+        if plan is None:
+            plan = self._plans[samples] = self._plan(samples, len(inputs))
+        inputs = tuple([x.contiguous() for x in inputs])
+        outputs = [inputs[0].new_empty(shape) for shape in plan.shapes]
         try:
-            return self._arenas.pop()
+            arena = self._arenas.pop()
         except IndexError:
             # Zeros once: no operation ever writes into a halo.
-            return torch.zeros(self._size + kernels.SLACK)
+            memory = inputs[0].new_zeros(self._threads * self._size)
+            arena = (memory, memory.data_ptr())
+        words = plan.words.copy()
+        words[kernels.ARENA] = arena[1]
+        words[plan.ports] = [x.data_ptr() for x in inputs] + [y.data_ptr() for y in outputs]
+        run(self._job, words, plan.threads, plan.threads)
+        self._arenas.append(arena)
+        return outputs
+
+    def __reduce__(self) -> tuple[type[Program], tuple[Any, ...]]:
+        return Program, self._built  # a copy has its own addresses and arenas
+
+    def _plan(self, samples: int, inputs: int) -> _Plan:
+        items, count = -(-samples // self._lanes), len(self._built[0])
+        shared = 1 < self._threads > items and items * self._work > GANG_WORK
+        threads = self._threads if shared or items >= self._threads else 1
+        ports = inputs + len(self._shapes)
+        counters = kernels.PORTS + 1 + ports
+        size = counters + (items * count * (1 + kernels.SHARES * threads) if shared else 0)
+        words = np.zeros(size, np.int64)
+        words[: kernels.ARENA] = self._fixed
+        words[kernels.ITEMS], words[kernels.SAMPLES] = items, samples
+        words[kernels.SHARED], words[kernels.COUNTERS] = shared, counters
+        shapes = [(samples, *shape) for shape in self._shapes]
+        return _Plan(words, slice(kernels.PORTS + 1, counters), shapes, threads)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What calls with the same number of samples have in common."""
+
+    words: NDArray[np.int64]
+    ports: slice
+    shapes: list[tuple[int, ...]]
+    threads: int
 
 
 def _work(operations: np.ndarray, starts: NDArray[np.generic]) -> int:
@@ -124,5 +121,6 @@ def _work(operations: np.ndarray, starts: NDArray[np.generic]) -> int:
     for operation in operations[operations["kind"] == kernels.SPARSE]:
         first = int(operation["starts"])
         last = first + int(operation["blocks"] * operation["planes"])
-        total += int(starts[last] - starts[first]) * int(operation["vectors"])
+        rows = operation["rows"] if operation["tall"] else 1
+        total += int(starts[last] - starts[first]) * int(operation["vectors"] * rows)
     return total

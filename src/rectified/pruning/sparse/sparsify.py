@@ -7,9 +7,10 @@ of the largest, float32) and skips the zeros where that is faster:
 1. norms behind layers are folded into them;
 2. every Linear and Conv2d is run by every engine that can (see `engines`), on the very input
    that the example gives it, and the fastest is noted; a sparse engine must win by a tenth;
-3. the network is run whole in four ways: dense, dense with channels last, each layer on its own
-   engine, and stretches of layers compiled into sparse programs (see `program`), with and
-   without the layers that were faster dense. The fastest of all is returned.
+3. the network is run whole in several ways: dense, dense with channels last, each layer on its
+   own engine, and stretches of layers compiled into sparse programs (see `program`): "mixed"
+   without the layers that were faster dense, "fused" with them, "fused_serial" the same on the
+   caller's thread alone. The fastest of all is returned.
 
 So the result is never slower than the dense network beyond the noise of the measurement. What was
 chosen, and from which times, stands in `layers` and `milliseconds`, and in `table()`.
@@ -46,9 +47,11 @@ from rectified.pruning.sparse.engines import ChannelsLast, engines, has_kernels,
 from rectified.pruning.tracing import trace_graph
 
 SPARSE_ENGINES = ("kernel", "csr")
-NETWORKS = ("dense", "channels_last", "layers", "mixed", "fused")
+NETWORKS = ("dense", "channels_last", "layers", "mixed", "fused", "fused_serial")
 MARGIN = 1.1  # how many times faster a sparse engine must be to be taken
 _SECONDS = 0.05  # of measurement for each layer, if its engines allow
+_ROUNDS = 3
+_QUIET = 0.012  # seconds for which OpenMP's threads still occupy their cores after a call
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,12 @@ class SparseModel(nn.Module):
         self.layers, self.milliseconds = tuple(layers), dict(milliseconds)
 
     def forward(self, *inputs: Tensor) -> Any:
+        network = self._modules["network"]  # plain attribute access searches three dictionaries
+        assert network is not None
         if not torch.is_grad_enabled():  # to enter a context costs microseconds
-            return self.network(*inputs)
+            return network(*inputs)
         with torch.no_grad():
-            return self.network(*inputs)
+            return network(*inputs)
 
     def table(self) -> str:
         """The choices as text, one line a layer and one for the network."""
@@ -178,8 +183,8 @@ def sparsify(
         ways = _networks(dense, inputs, layers, forced, threads)
         if network is not None:
             ways = {network: ways[choose("network", network, tuple(ways))]}
-        milliseconds = _measured({name: _call(way, inputs) for name, way in ways.items()})
-    chosen = _fastest(milliseconds, ("layers", "mixed", "fused"))
+        milliseconds = _measured({name: _call(way, inputs) for name, way in ways.items()}, threads)
+    chosen = _fastest(milliseconds, tuple(set(NETWORKS) - {"dense", "channels_last"}))
     return SparseModel(ways[chosen], chosen, layers, milliseconds, note).eval()
 
 
@@ -255,7 +260,7 @@ def _choice(
     if x is None:
         times, reason = {"dense": 0.0}, "not called on the example"
     else:
-        times = _measured({kind: _call(make(), (x,)) for kind, make in ways.items()})
+        times = _measured({kind: _call(make(), (x,)) for kind, make in ways.items()}, threads)
         reason = reason_for_dense(layer)
     best = _fastest(times, SPARSE_ENGINES)
     return LayerChoice(
@@ -287,6 +292,8 @@ def _networks(
     assert isinstance(kept, fx.GraphModule)
     ways["mixed"] = segmented(mixed, slower, threads)
     ways["fused"] = segmented(kept, barred, threads)
+    if threads > 1:
+        ways["fused_serial"] = segmented(kept, barred, 1)
     return ways
 
 
@@ -306,19 +313,21 @@ def _call(module: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], object]
     return lambda: module(*inputs)
 
 
-def _measured(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def _measured(calls: Mapping[str, Callable[[], object]], threads: int) -> dict[str, float]:
     """Median milliseconds of each call, in rounds that interleave them."""
     slowest = max(_seconds(call) for call in calls.values())
-    rounds = min(50, max(7, round(_SECONDS / (slowest * len(calls)))))
+    repeats = min(20, max(2, round(_SECONDS / (_ROUNDS * slowest * len(calls)))))
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         for name, call in calls.items():
-            times[name].append(_seconds(call))
+            if threads > 1:
+                time.sleep(_QUIET)
+            call()  # brings its data into the cache and wakes its threads, as in a loop
+            times[name] += [_seconds(call) for _ in range(repeats)]
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    call()  # brings its data into the cache, as in a loop over batches
     before = time.perf_counter()
     call()
     return time.perf_counter() - before

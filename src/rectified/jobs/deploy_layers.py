@@ -1,0 +1,120 @@
+"""Single layers in onnxruntime, to stand beside the engines that `sparsify` has measured.
+
+Each Linear and Conv2d of a network becomes an ONNX graph of one node, and runs on the very input
+that the layer gets in the network. Inside a whole network onnxruntime fuses activations and norms
+into such a node, so the sum over layers is an upper bound of what the network takes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+OPSET, IR_VERSION = 17, 8  # old enough for any onnxruntime of the last years
+SECONDS = 0.01  # of measurement for each layer
+
+
+def onnx_milliseconds(
+    network: nn.Module, inputs: Float[Tensor, "batch ..."], quiet: float = 0.0
+) -> dict[str, float]:
+    """The median time of each layer in onnxruntime.
+
+    Args:
+        network: in evaluation mode; each layer that it calls is timed on its first input.
+        inputs: one batch.
+        quiet: seconds to wait before a layer, if threads of others occupy the cores until then.
+
+    Returns:
+        Milliseconds by the layer's path; without layers that have no ONNX node of their own here,
+        and empty if onnxruntime or onnx are not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        return {}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    found = {}
+    for name, (layer, x) in _called(network, inputs).items():
+        node = _node(layer, x)
+        if node is None:
+            continue
+        session = onnxruntime.InferenceSession(
+            _graph(onnx, node, layer, x).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+        feed = {"x": x.numpy()}
+        time.sleep(quiet)
+        found[name] = _median(lambda session=session, feed=feed: session.run(None, feed))  # type: ignore[misc]
+    return found
+
+
+@torch.no_grad()
+def _called(network: nn.Module, inputs: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Each Linear and Conv2d with the first input that it gets."""
+    seen: dict[str, tuple[nn.Module, Tensor]] = {}
+
+    def watch(name: str, layer: nn.Module) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            seen.setdefault(name, (layer, arguments[0].detach().contiguous()))
+
+        return layer.register_forward_pre_hook(hook)
+
+    handles = [
+        watch(name, layer)
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    network(inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _node(layer: nn.Module, x: Tensor) -> tuple[str, dict[str, Any]] | None:
+    """Operator and attributes of a layer, or None if one node does not do."""
+    if isinstance(layer, nn.Linear):
+        return ("Gemm", {"transB": 1}) if x.ndim == 2 else None
+    assert isinstance(layer, nn.Conv2d)
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    return "Conv", {
+        "kernel_shape": list(layer.kernel_size),
+        "strides": list(layer.stride),
+        "pads": [*layer.padding, *layer.padding],
+        "dilations": list(layer.dilation),
+        "group": layer.groups,
+    }
+
+
+def _graph(onnx: Any, node: tuple[str, dict[str, Any]], layer: nn.Module, x: Tensor) -> Any:
+    tensors = {name: value.detach().numpy() for name, value in layer.named_parameters()}
+    kind, attributes = node
+    helper, numbers = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node(kind, ["x", *tensors], ["y"], **attributes)],
+        "layer",
+        [helper.make_tensor_value_info("x", numbers, list(x.shape))],
+        [helper.make_tensor_value_info("y", numbers, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+
+
+def _median(call: Callable[[], object]) -> float:
+    call()
+    times: list[float] = []
+    while sum(times) < SECONDS or len(times) < 5:
+        before = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - before)
+    return 1000 * statistics.median(times)
