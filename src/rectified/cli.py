@@ -422,14 +422,14 @@ def _parse_flags(
     """Read flags over `default`; tyro's own errors become one line."""
     import tyro
 
-    kind: Any = type(default)
     words, examples = VERBS[verb]
     epilogue = "\n".join(f"  rectified {verb} {example}" for example in examples)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(
-                kind,
+            read: Any = tyro.cli  # its overloads want to know beforehand what is asked back
+            parsed = read(
+                type(default),
                 args=arguments,
                 prog=f"rectified {verb} {usage}".strip(),
                 description=f"{words[0].upper()}{words[1:]}.\n\nexamples:\n{epilogue}",
