@@ -122,6 +122,9 @@ class MinibatchOT:
 def assignment(x0: Points, x1: Points) -> Int64[Tensor, " batch"]:
     """The row of x0 for every row of x1 at the least total squared distance, exactly (SciPy).
 
+    Raises:
+        UserError: if a point holds a NaN or infinity.
+
     Example:
         >>> assignment(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.2], [0.1]])).tolist()
         [1, 0]
@@ -130,6 +133,8 @@ def assignment(x0: Points, x1: Points) -> Int64[Tensor, " batch"]:
 
     flat0, flat1 = x0.detach().flatten(1).double(), x1.detach().flatten(1).double()
     cost = torch.cdist(flat1, flat0).square_()
+    if not bool(torch.isfinite(cost).all()):
+        raise UserError("points to assign must be finite: one holds a NaN or infinity")
     # the least of a row, then of a column, is paid by every assignment; SciPy's is up to ten times
     # as fast when it starts from there
     cost -= cost.amin(1, keepdim=True)

@@ -145,6 +145,8 @@ def optimal_cost(x0: Points, x1: Points) -> float:
         0.0
     """
     _equally_many(x0, x1)
+    if not bool(torch.isfinite(x0).all() & torch.isfinite(x1).all()):
+        return math.nan  # a flow that has diverged has no distance, and is no reason to stop
     return transport_cost(x0[assignment(x0, x1)], x1)
 
 
