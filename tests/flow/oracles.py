@@ -80,4 +80,3 @@ class GaussianFlow:
             return predicts.of(self.endpoints(x, t), t, self.path)
 
         return predict
-
