@@ -123,7 +123,7 @@ def generate(
         Samples, and the number of evaluations for each.
 
     Raises:
-        UserError: for Euler's method on a curved path.
+        UserError: for Euler's method on a curved path, or guidance without labels.
     """
     from tqdm import tqdm
 
@@ -133,6 +133,8 @@ def generate(
             "natural_euler, which is DDIM"
         )
     step = step or (heun if field.path.is_straight else natural_euler)
+    if labels is None and guidance != 1:
+        field = field.given(field.labels, guidance)
     times = uniform_grid(steps).to(x0)
     classes = labels.split(_AT_ONCE) if labels is not None else None
     ends, evaluations = [], 0
@@ -140,7 +142,7 @@ def generate(
     parts = list(x0.split(_AT_ONCE))
     with _evaluation(field.network):
         for i, part in enumerate(tqdm(parts, desc=progress, disable=hidden, leave=False)):
-            known = field.given(classes[i], guidance) if classes is not None else field
+            known = field if classes is None else field.given(classes[i], guidance)
             path: Trajectory[Tensor] = integrate(known, field.path.start(part), times, step)
             ends.append(path[-1])
             evaluations = path.evaluations
