@@ -1,9 +1,19 @@
 """The whole suite runs with the annotated shapes and types of `rectified` checked at every call."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads can be far slower on small work
 
 import jaxtyping
+import pytest
 
 jaxtyping.install_import_hook("rectified", "beartype.beartype")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Shapes and types are not checked, as for a user: wrong ones must meet our own words."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

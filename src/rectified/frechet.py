@@ -14,6 +14,8 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,6 +42,8 @@ def gaussian_distance(
     """
     if min(len(first), len(second)) < 2:
         raise UserError(f"both samples need two rows or more, got {len(first)} and {len(second)}")
+    if not bool(torch.isfinite(first).all() & torch.isfinite(second).all()):
+        return math.nan  # samples of a network that has diverged
     means, roots = zip(*(_moments(one.double()) for one in (first, second)), strict=True)
     # with C = A A^T, the singular values of A_1^T A_2 are the roots of the eigenvalues
     overlap = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()

@@ -122,16 +122,21 @@ class MinibatchOT:
 def assignment(x0: Points, x1: Points) -> Int64[Tensor, " batch"]:
     """The row of x0 for every row of x1 at the least total squared distance, exactly (SciPy).
 
+    Raises:
+        UserError: if a point holds a NaN or infinity.
+
     Example:
         >>> assignment(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.2], [0.1]])).tolist()
         [1, 0]
     """
     from scipy.optimize import linear_sum_assignment
 
-    # Only the products x0 . x1 tell assignments apart, so that moving or scaling a whole cloud does
+# Only the products x0 . x1 tell assignments apart, so that moving or scaling a whole cloud does
     # not change the best; SciPy is up to ten times as fast on clouds that lie upon each other.
     flat0, flat1 = _standing(x0), _standing(x1)
     cost = (flat0.square().sum(1) - 2 * flat1 @ flat0.T) + flat1.square().sum(1, keepdim=True)
+    if not bool(torch.isfinite(cost).all()):
+        raise UserError("points to assign must be finite: one holds a NaN or infinity")
     _, columns = linear_sum_assignment(cost.cpu().numpy())
     return torch.from_numpy(columns).to(x0.device)
 

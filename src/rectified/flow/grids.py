@@ -82,3 +82,6 @@ def check_grid(times: Grid) -> None:
     """
     if times.ndim != 1 or len(times) < 2:
         raise UserError(f"times must be two or more, got shape {tuple(times.shape)}")
+    steps = times.diff()
+    if not bool((steps > 0).all() | (steps < 0).all()):
+        raise UserError(f"times must rise or fall at every step, got {times.tolist()}")

@@ -52,7 +52,9 @@ def squared(predicted: Points, wanted: Points) -> Float[Tensor, " batch"]:
 
 def norm(predicted: Points, wanted: Points) -> Float[Tensor, " batch"]:
     """Root of the mean squared error."""
-    return squared(predicted, wanted).sqrt()
+    error = (predicted - wanted).flatten(1)
+    # its gradient is 0 where nothing is wrong; that of the root of a sum is NaN
+    return torch.linalg.vector_norm(error, dim=1) / error.shape[1] ** 0.5
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Perceptual:
         """
         ours = self.features(predicted)
         with torch.no_grad():
-            theirs = self.features(wanted)
+            theirs = self.features(wanted.detach())
         weights = [1 / len(ours)] * len(ours) if self.weights is None else self.weights
         if len(weights) != len(ours):
             raise UserError(
@@ -132,7 +134,8 @@ class Perceptual:
 
 def _unit(features: Tensor) -> Tensor:
     tiny = 1e-10  # LPIPS's own, so that places where nothing fires divide by something
-    return features / (features.square().sum(1, keepdim=True).sqrt() + tiny)
+    # the norm's gradient is 0 where nothing fires; that of the root of a sum is NaN
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + tiny)
 
 
 def lpips(net: str = "vgg") -> Loss:

@@ -28,6 +28,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -145,6 +146,8 @@ def optimal_cost(x0: Points, x1: Points) -> float:
         0.0
     """
     _equally_many(x0, x1)
+    if not bool(torch.isfinite(x0).all() & torch.isfinite(x1).all()):
+        return math.nan  # a flow that has diverged has no distance, and is no reason to stop
     return transport_cost(x0[assignment(x0, x1)], x1)
 
 
@@ -180,12 +183,17 @@ def sliced_wasserstein(
         directions: drawn uniformly from the sphere.
         generator: of the directions.
 
+    Raises:
+        UserError: if there are not equally many points of one shape, or no directions.
+
     Example:
         >>> points = torch.rand(100, 2)
         >>> sliced_wasserstein(points, points + 1, generator=torch.Generator().manual_seed(0)) > 0.9
         True
     """
     _equally_many(first, second)
+    if directions < 1:
+        raise UserError(f"directions must be at least 1, got {directions}")
     dimensions = first[0].numel()
     lines = torch.randn(dimensions, directions, generator=generator, dtype=torch.float64)
     lines = (lines / lines.norm(dim=0)).to(first.device)
@@ -195,7 +203,11 @@ def sliced_wasserstein(
 
 @torch.no_grad()
 def feature_distance(
-    features: Callable[[Points], Tensor], first: Points, second: Points, *, batch: int = 1000
+    features: Callable[[Any], Tensor],
+    first: Float[Tensor, "n ..."],
+    second: Float[Tensor, "m ..."],
+    *,
+    batch: int = 1000,
 ) -> float:
     """The squared Fréchet distance between the features of two sets of points.
 

@@ -156,6 +156,12 @@ class PairStore:
                 f"{self.folder} lacks {len(missing)} of {self.shards} shards: fill it first"
             )
         parts = [self.read(index) for index in range(self.shards)]
+        for index, part in enumerate(parts):
+            if part.keys() != parts[0].keys():
+                raise UserError(
+                    f"{self.path(index)} holds {', '.join(sorted(part))}, the first shard "
+                    f"{', '.join(sorted(parts[0]))}: remove that file and run again"
+                )
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

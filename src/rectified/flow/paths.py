@@ -172,8 +172,8 @@ class VPCosine(AffinePath):
     """A quarter circle at constant speed: a = sin(pi t / 2), b = cos(pi t / 2)."""
 
     def coefficients(self, t: Tensor, /) -> Coefficients:
-        angle = 0.5 * math.pi * t
-        a, b = torch.sin(angle), torch.cos(angle)
+        # cos(pi t / 2) as a sine, which is 0 at t = 1 and not a rounding error below it
+        a, b = torch.sin(0.5 * math.pi * t), torch.sin(0.5 * math.pi * (1 - t))
         return Coefficients(a, b, 0.5 * math.pi * b, -0.5 * math.pi * a)
 
     def time(self, ratio: Tensor, /) -> Tensor:
@@ -221,7 +221,9 @@ class VPLinear(AffinePath):
         return Coefficients(a, self._b(s), da, db)
 
     def _time_of_log_a(self, log_a: Tensor) -> Tensor:
-        spread, twice = self.beta_max - self.beta_min, -2 * log_a
+        # a smaller a than the path begins with is its begin: infinity over infinity otherwise
+        first = -0.25 * (self.beta_max + self.beta_min)
+        spread, twice = self.beta_max - self.beta_min, -2 * log_a.clamp(min=first)
         if spread == 0:
             return 1 - twice / self.beta_min
         root = torch.sqrt(self.beta_min**2 + 2 * spread * twice)

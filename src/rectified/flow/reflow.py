@@ -74,7 +74,8 @@ class Draws:
                 raise UserError(f"{name} must be at least 1, got {value}")
         for tensor in tensors:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor.flatten(1)).all(1)).nonzero()[0])
+                rows_fine = torch.isfinite(tensor.reshape(len(tensor), -1)).all(1)
+                bad = int((~rows_fine).nonzero()[0])
                 raise UserError(f"data must be finite: row {bad} holds a NaN or infinity")
         self.tensors, self.size, self.updates, self.seed = tuple(tensors), size, updates, seed
 
@@ -122,7 +123,7 @@ def generate(
         Samples, and the number of evaluations for each.
 
     Raises:
-        UserError: for Euler's method on a curved path.
+        UserError: for Euler's method on a curved path, or guidance without labels.
     """
     from tqdm import tqdm
 
@@ -132,6 +133,8 @@ def generate(
             "natural_euler, which is DDIM"
         )
     step = step or (heun if field.path.is_straight else natural_euler)
+    if labels is None and guidance != 1:
+        field = field.given(field.labels, guidance)
     times = uniform_grid(steps).to(x0)
     classes = labels.split(_AT_ONCE) if labels is not None else None
     ends, evaluations = [], 0
@@ -139,7 +142,7 @@ def generate(
     parts = list(x0.split(_AT_ONCE))
     with _evaluation(field.network):
         for i, part in enumerate(tqdm(parts, desc=progress, disable=hidden, leave=False)):
-            known = field.given(classes[i], guidance) if classes is not None else field
+            known = field if classes is None else field.given(classes[i], guidance)
             path: Trajectory[Tensor] = integrate(known, field.path.start(part), times, step)
             ends.append(path[-1])
             evaluations = path.evaluations
@@ -182,6 +185,9 @@ def make_pairs(
 
     Returns:
         x0, x1 and, with classes, labels: on the CPU.
+
+    Raises:
+        UserError: if the store holds other pairs, or the flow diverges.
     """
 
     def sources(seed: int, count: int) -> Points:
@@ -211,10 +217,34 @@ def make_pairs(
 
     fill(store, make, progress=progress)
     found = store.load()
+    _check_stored(store, found, shape, has_source=source is not None, has_labels=classes > 0)
     if "x0" not in found:
         parts = [sources(store.seed + i, store.size(i)) for i in range(store.shards)]
         found["x0"] = torch.cat(parts)
     return tuple(found[name] for name in ("x0", "x1", "labels") if name in found)
+
+
+def _check_stored(
+    store: PairStore,
+    found: dict[str, Tensor],
+    shape: tuple[int, ...],
+    *,
+    has_source: bool,
+    has_labels: bool,
+) -> None:
+    """See that shards from an earlier call are of the pairs that are wanted now."""
+    wanted = {"x1"} | ({"x0"} if has_source else set()) | ({"labels"} if has_labels else set())
+    remedy = "give another folder, or remove it to make them anew"
+    if found.keys() != wanted:
+        raise UserError(
+            f"{store.folder} holds {', '.join(sorted(found))} of every pair, wanted "
+            f"{', '.join(sorted(wanted))}: {remedy}"
+        )
+    if found["x1"].shape[1:] != shape:
+        raise UserError(
+            f"{store.folder} holds points of shape {tuple(found['x1'].shape[1:])}, wanted "
+            f"{shape}: {remedy}"
+        )
 
 
 @dataclass(frozen=True)

@@ -223,13 +223,13 @@ class _Multistep:
             lam_before, x1_before = self.before
             step = torch.log(then.a.clamp(min=TINY)) - torch.log(then.b.clamp(min=TINY)) - lam
             ratio = (lam - lam_before) / step
-            # the first and last steps span infinitely many octaves: those are of first order
-            is_inner = (then.b > TINY) & (now.a > TINY)
+            # a step from or to an end spans infinitely many octaves: it is of first order
+            is_inner = torch.stack([now.a, now.b, then.a, then.b]).amin() > TINY
             weight = torch.where(is_inner, 0.5 / ratio, 0.0)
             x1 = x1 + weight * (x1 - x1_before)
         self.before = (lam, ends.x1)
         if_first = mix(known.path, ends, s)
-        return if_first + (then.a - now.a * then.b / now.b) * (x1 - ends.x1)
+        return if_first + (then.a - now.a * then.b / now.b.clamp(min=TINY)) * (x1 - ends.x1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -214,8 +214,16 @@ class EndpointMass:
         return torch.where(_rand(count, generator) < self.mass, 0.0, t)
 
     def density(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Of the continuous part, which integrates to 1 - mass."""
-        return (1 - self.mass) * self.base.density(t)  # type: ignore[attr-defined]
+        """Of the continuous part, which integrates to 1 - mass.
+
+        Raises:
+            UserError: if the other draws have no density.
+        """
+        density = getattr(self.base, "density", None)
+        if density is None:
+            raise UserError(f"{type(self.base).__name__} has no density")
+        found: Tensor = (1 - self.mass) * density(t)
+        return found
 
 
 @dataclass(frozen=True)

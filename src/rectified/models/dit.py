@@ -49,9 +49,9 @@ class DiT(nn.Module):
         channels, height, across = shape
         if patch < 1 or height % patch or across % patch:
             raise UserError(f"patches must tile the image, got {patch} for {height}x{across}")
-        if width % heads or width % 2:
+        if heads < 1 or width % heads or width % 2:
             raise UserError(f"heads must divide an even width, got {heads} for {width}")
-        self.patch = patch
+        self.patch, self.shape = patch, tuple(shape)
         self.condition = Condition(width, classes)
         self.enter = nn.Conv2d(channels, width, patch, stride=patch)
         tokens = (height // patch) * (across // patch)
@@ -70,7 +70,13 @@ class DiT(nn.Module):
         t: Float[Tensor, " batch"],
         labels: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
-        """The prediction at images x and times t."""
+        """The prediction at images x and times t.
+
+        Raises:
+            UserError: for images of another shape: positions are learnt.
+        """
+        if tuple(x.shape[1:]) != self.shape:
+            raise UserError(f"images must be of shape {self.shape}, got {tuple(x.shape[1:])}")
         condition = self.condition(t, labels)
         tokens = self.enter(x).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:

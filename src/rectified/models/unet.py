@@ -54,6 +54,12 @@ class UNet(nn.Module):
                 f"in_channels, blocks and widths must be at least 1, got {in_channels}, {blocks}, "
                 f"{tuple(widths)}"
             )
+        if heads < 1:
+            raise UserError(f"heads must be at least 1, got {heads}")
+        if attention and not 0 <= min(attention) <= max(attention) < len(widths):
+            raise UserError(
+                f"attention must name levels below {len(widths)}, got {tuple(attention)}"
+            )
         wide = 4 * widths[0]
         self.condition = Condition(wide, classes)
         self.enter = nn.Conv2d(in_channels, widths[0], 3, padding=1)

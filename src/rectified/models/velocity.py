@@ -33,7 +33,7 @@ class VelocityMLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [dimensions + 1, *widths]
-        if min(sizes) < 1:
+        if min([dimensions, *widths]) < 1:
             raise UserError(f"dimensions and widths must be at least 1, got {dimensions}, {widths}")
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
@@ -68,7 +68,7 @@ class VelocityResMLP(nn.Module):
         self, shape: Sequence[int], width: int = 256, blocks: int = 3, classes: int = 0
     ) -> None:
         super().__init__()
-        if width < 1 or blocks < 1 or min(shape) < 1:
+        if width < 1 or blocks < 1 or min(shape, default=0) < 1:
             raise UserError(
                 f"shape, width and blocks must be at least 1, got {shape}, {width}, {blocks}"
             )
