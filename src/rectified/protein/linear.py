@@ -75,6 +75,8 @@ _HAS_ONEDNN = _find_onednn()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, after: str) -> Tensor:
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()  # a part of a wider matrix would take a slow path
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")
 
 
@@ -83,6 +85,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight = weight.contiguous()
         ctx.save_for_backward(x, weight)
         return _product(x, weight, bias, "none")
 
