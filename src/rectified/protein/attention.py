@@ -122,9 +122,7 @@ class InvariantPointAttention(nn.Module):
     ) -> Points:
         """Points in space; the layer's result holds all x, then all y, then all z."""
         own = apply(layer, nodes).unflatten(-1, (3, -1))
-        return (
-            (rotations @ own + places[..., None]).mT.unflatten(-2, (self.heads, -1)).contiguous()
-        )
+        return (rotations @ own + places[..., None]).mT.unflatten(-2, (self.heads, -1)).contiguous()
 
     def _pair_parts(
         self, pairs: Pairs

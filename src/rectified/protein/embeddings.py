@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rectified.protein.linear import apply, linear
+from rectified.protein.linear import apply, layer_of, linear, normalised
 
 WAVES = 2056  # longest wave of positions, and scale of the time
 BINS, FIRST_EDGE, LAST_EDGE = 22, 1e-3, 20.0  # of distances, Angstrom; the last bin is open
@@ -159,7 +159,7 @@ class EdgeFeatures(nn.Module):
             previous: those of the last prediction; None: there was none.
             precision: in which pairs are computed.
         """
-        first, _, second, _, third, norm = self.edge_embedder
+        first, second, third = (layer_of(self.edge_embedder, place) for place in (0, 2, 4))
         own, weight = self.feature, first.weight
         parts = weight.split((own, own, own, BINS, BINS, 1, 1), 1)
         of_i, of_j, of_difference, of_bin, of_last_bin, moves_i, moves_j = parts
@@ -175,7 +175,9 @@ class EdgeFeatures(nn.Module):
             x = x + _columns(distance_bins(previous), of_last_bin).to(precision)
         x = apply(second, x.relu_(), relu=True)
         x = apply(third, x)
-        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x), norm.bias.to(x), norm.eps)
+        norm = self.edge_embedder[5]
+        assert isinstance(norm, nn.LayerNorm)
+        return normalised(norm, x)
 
     def _by_difference(
         self, count: int, weight: Float[Tensor, "pair feature"]
@@ -195,6 +197,8 @@ def _differences(
     return position_waves(differences.float(), size), index
 
 
-def _columns(bins: Int64[Tensor, "*n"], weight: Float[Tensor, "pair bins"]) -> Float[Tensor, "*n pair"]:
+def _columns(
+    bins: Int64[Tensor, "*n"], weight: Float[Tensor, "pair bins"]
+) -> Float[Tensor, "*n pair"]:
     """The product of one-hot bins with a matrix; bin 0 is no bin."""
     return F.embedding(bins, F.pad(weight.T, (0, 0, 1, 0)))

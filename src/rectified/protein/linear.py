@@ -53,6 +53,19 @@ def apply(layer: nn.Module, x: Float[Tensor, "*batch n"], *, relu: bool = False)
     return linear(x, weight.to(x.dtype), bias.to(x.dtype), relu=relu)
 
 
+def layer_of(layers: nn.Sequential, place: int) -> nn.Linear:
+    """The linear layer at a place of a sequence."""
+    layer = layers[place]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def normalised(norm: nn.LayerNorm, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
+    """A layer norm in the precision of `x`."""
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
 def _has_faster_product(x: Tensor) -> bool:
     """Whether oneDNN can be asked, and is not slower than what PyTorch takes."""
     return (
@@ -66,7 +79,10 @@ def _has_faster_product(x: Tensor) -> bool:
 
 
 def _find_onednn() -> bool:
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+    if (
+        torch.backends.cpu.get_cpu_capability() != "AVX512"
+        or not torch.backends.mkldnn.is_available()
+    ):
         return False
     return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

@@ -35,7 +35,7 @@ from rectified.errors import UserError, choose
 from rectified.protein.attention import InvariantPointAttention, Nodes
 from rectified.protein.embeddings import EdgeFeatures, NodeFeatures, Pairs
 from rectified.protein.frames import Frames
-from rectified.protein.linear import apply, linear
+from rectified.protein.linear import apply, layer_of, linear, normalised
 from rectified.protein.quaternion import multiply, normalise, quaternion_to_matrix
 
 NM = 0.1  # Angstrom to nm
@@ -98,12 +98,27 @@ class ModelSizes:
 
 SIZES = {
     "tiny": ModelSizes(
-        **{"node": 128, "pair": 48, "position": 64, "time": 64, "feature": 32, "hidden": 32},
-        **{"heads": 8, "query_points": 4, "value_points": 8, "blocks": 4, "bias": 24},
+        node=128,
+        pair=48,
+        position=64,
+        time=64,
+        feature=32,
+        hidden=32,
+        query_points=4,
+        value_points=8,
+        blocks=4,
+        bias=24,
     ),
     "small": ModelSizes(
-        **{"node": 192, "pair": 96, "position": 64, "time": 64, "feature": 48, "hidden": 64},
-        **{"heads": 8, "query_points": 8, "value_points": 8, "blocks": 5, "bias": 48},
+        node=192,
+        pair=96,
+        position=64,
+        time=64,
+        feature=48,
+        hidden=64,
+        value_points=8,
+        blocks=5,
+        bias=48,
     ),
     "reqflow": ModelSizes(),
 }
@@ -290,7 +305,9 @@ class EdgeTransition(nn.Module):
         wide = pair + 2 * bias
         self.parts = (pair, bias, bias)
         self.initial_embed = nn.Linear(node, bias)
-        self.trunk = nn.Sequential(nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU())
+        self.trunk = nn.Sequential(
+            nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU()
+        )
         self.final_layer = nn.Linear(wide, pair)
         self.layer_norm = nn.LayerNorm(pair)
 
@@ -298,7 +315,7 @@ class EdgeTransition(nn.Module):
         """New features of pairs; without gradients they take the place of the old ones."""
         n = apply(self.initial_embed, nodes)
         kind = pairs.dtype
-        first, last = self.trunk[0], self.final_layer
+        first, last = layer_of(self.trunk, 0), self.final_layer
         at_first = [part.contiguous() for part in first.weight.split(self.parts, 1)]
         at_last = [part.contiguous() for part in last.weight.split(self.parts, 1)]
         first_i, first_j = linear(n, at_first[1], first.bias), linear(n, at_first[2])
@@ -323,12 +340,11 @@ class EdgeTransition(nn.Module):
         add = _add_in_place if not torch.is_grad_enabled() else torch.add
         h = add(linear(pairs, weights[0]), first_i[:, :, None])
         h = add(h, first_j[:, None]).relu_()
-        h = apply(self.trunk[2], h, relu=True)
+        h = apply(layer_of(self.trunk, 2), h, relu=True)
         z = linear(h, self.final_layer.weight.to(h.dtype))
         z = add(z, linear(pairs, weights[1]))
         z = add(add(z, last_i[:, :, None]), last_j[:, None])
-        norm = self.layer_norm
-        return F.layer_norm(z, norm.normalized_shape, norm.weight.to(z), norm.bias.to(z), norm.eps)
+        return normalised(self.layer_norm, z)
 
 
 def _add_in_place(x: Tensor, y: Tensor) -> Tensor:
@@ -345,9 +361,10 @@ def _chunks(batch: int, count: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _along_sequence(
-    encoder: nn.TransformerEncoder, nodes: Nodes, exists: Float[Tensor, "batch residues"] | None
+    encoder: nn.Module, nodes: Nodes, exists: Float[Tensor, "batch residues"] | None
 ) -> Nodes:
     """The transformer's layers (post-norm, ReLU), with fused attention."""
+    assert isinstance(encoder, nn.TransformerEncoder)
     mask = None if exists is None else (exists != 0)[:, None, None]
     for layer in encoder.layers:
         assert isinstance(layer, nn.TransformerEncoderLayer)

@@ -184,7 +184,9 @@ def angular_velocity(
     return between(q_t, q1) / left
 
 
-def distance(q0: Float[Tensor, "*#batch 4"], q1: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "..."]:
+def distance(
+    q0: Float[Tensor, "*#batch 4"], q1: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "..."]:
     """The angle between two rotations, in [0, pi] radians.
 
     Example:
@@ -195,7 +197,9 @@ def distance(q0: Float[Tensor, "*#batch 4"], q1: Float[Tensor, "*#batch 4"]) -> 
     return 2 * torch.atan2(relative[..., 1:].norm(dim=-1), relative[..., 0].abs())
 
 
-def rotate(q: Float[Tensor, "*#batch 4"], points: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "..."]:
+def rotate(
+    q: Float[Tensor, "*#batch 4"], points: Float[Tensor, "*#batch 3"]
+) -> Float[Tensor, "..."]:
     """Turn points by unit quaternions: p + 2 v x (v x p + w p).
 
     Example:

@@ -79,7 +79,9 @@ def rotation_share(
     return RATE * (t1 - t0) if rule == "euler" else -torch.expm1(-RATE * (t1 - t0))
 
 
-def frame_step(rule: RotationStep = "exact") -> Callable[[Prediction, Frames, Tensor, Tensor], Frames]:
+def frame_step(
+    rule: RotationStep = "exact",
+) -> Callable[[Prediction, Frames, Tensor, Tensor], Frames]:
     """A stepper for `rectified.flow.integrate` whose state are frames.
 
     Args:

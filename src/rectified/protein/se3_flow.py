@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.protein.frames import Frames, backbone
-from rectified.protein.quaternion import between, igso3, matrix_to_quaternion, multiply, slerp
+from rectified.protein.geometry import superpose
+from rectified.protein.quaternion import between, igso3, multiply, slerp
 from rectified.protein.quaternion import uniform as uniform_rotations
 
 SPREAD = 10.0  # standard deviation of a coordinate of the noise, Angstrom
@@ -103,31 +104,6 @@ def interpolate(noise: Frames, data: Frames, t: Float[Tensor, " batch"]) -> Fram
     """
     places = torch.lerp(noise.translations, data.translations, t[:, None, None])
     return Frames(places, slerp(t[:, None], noise.quaternions, data.quaternions))
-
-
-def superpose(
-    moving: Float[Tensor, "*batch n 3"], fixed: Float[Tensor, "*batch n 3"]
-) -> Float[Tensor, "*batch 3 3"]:
-    """The rotation that brings centred points nearest to others in the mean square (Kabsch).
-
-    Args:
-        moving: centred points.
-        fixed: the others, in the same order, centred too.
-
-    Returns:
-        R, so that `moving @ R.mT` lies on `fixed`.
-
-    Example:
-        >>> points = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 2, 0], [0, -2, 0]])
-        >>> turned = points @ torch.tensor([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
-        >>> torch.allclose(turned @ superpose(turned, points).mT, points, atol=1e-6)
-        True
-    """
-    u, _, vt = torch.linalg.svd(moving.mT.double() @ fixed.double())
-    # the product must be a rotation, not a reflection
-    sign = torch.det(u) * torch.det(vt)
-    flip = torch.stack((torch.ones_like(sign), torch.ones_like(sign), sign), -1)
-    return (vt.mT * flip[..., None, :] @ u.mT).to(moving.dtype)
 
 
 def assign_noise(noise: Frames, data: Frames) -> Frames:
@@ -222,7 +198,10 @@ class FrameLoss:
         rotations = self.rotation * turn.square().mean((1, 2))
         counts = (t > self.auxiliary_from).to(left)
         scale = 0.1 / left[:, None, None]
-        true, found = backbone(data).flatten(1, 2) * scale, backbone(predicted).flatten(1, 2) * scale
+        true, found = (
+            backbone(data).flatten(1, 2) * scale,
+            backbone(predicted).flatten(1, 2) * scale,
+        )
         atoms, bonds = atom_differences(true, found)
         return torch.stack(
             (
@@ -273,34 +252,3 @@ def packed(
 def _unpacked(batch: Batch) -> tuple[Frames, Frames, Tensor, Tensor, Tensor]:
     x0, q0, x1, q1, t, index, coin = batch
     return Frames(x0, q0), Frames(x1, q1), t, index, coin
-
-
-def random_turns(
-    frames: Frames, *, generator: torch.Generator | None = None
-) -> Frames:
-    """Each chain turned as a whole, at random: no orientation is special."""
-    q = uniform_rotations(len(frames), 1, generator=generator, device=frames.translations.device)
-    turned = frames.translations @ _matrix(q)
-    return Frames(turned, multiply(q.expand_as(frames.quaternions), frames.quaternions))
-
-
-def _matrix(q: Float[Tensor, "batch 1 4"]) -> Float[Tensor, "batch 3 3"]:
-    from rectified.protein.quaternion import quaternion_to_matrix
-
-    return quaternion_to_matrix(q.squeeze(1)).mT
-
-
-__all__ = [
-    "FIRST_TIME",
-    "LAST_TIME",
-    "FrameLoss",
-    "assign_noise",
-    "atom_differences",
-    "interpolate",
-    "packed",
-    "prior",
-    "random_turns",
-    "superpose",
-    "training_noise",
-]
-_ = matrix_to_quaternion
