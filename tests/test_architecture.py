@@ -12,17 +12,18 @@ SOURCE = Path(__file__).parents[1] / "src" / "rectified"
 
 MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "errors": set(),
+    "frechet": set(),
     "runs": set(),
     "training": set(),
     "models": set(),
     "data": {"training"},
     "pruning": {"training"},
     "binary": {"training"},
-    "flow": {"training"},
+    "flow": {"training", "frechet"},
     "protein": {"flow"},
-    "scattering": set(),
+    "scattering": {"frechet"},
     "report": set(),
-    "jobs": {"runs", "training", "models", "data", "pruning", "binary", "flow", "protein"}
+    "jobs": {"runs", "training", "frechet", "models", "data", "pruning", "binary", "flow", "protein"}
     | {"scattering", "report"},
     "cli": {"jobs", "runs", "report", "training"},
     "__main__": {"cli"},

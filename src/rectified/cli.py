@@ -45,6 +45,14 @@ VERBS = {  # verb -> what it does, and examples
             "--networks none --limit 200 --seeds 5",
         ),
     ),
+    "protein": (
+        "protein backbones by a rectified flow: train, reflow, sample, measure",
+        (
+            "--data backbones.npz --preset tiny",
+            "--data FOLDER --preset small --lengths 60,100 --steps 100,20,10",
+            "--checkpoint ckpts/qflow_scope --rounds 1 --lengths 100 --steps 50,10",
+        ),
+    ),
     "report": ("one page over finished run folders", ("runs/demo runs/other --out page.html",)),
 }
 
@@ -65,6 +73,7 @@ _JOBS = {
     "prune": Job("prune", "DEFAULT"),
     "demo": Job("prune", "DEMO", Path("runs/demo")),
     "scatter": Job("scatter", "DEFAULT"),
+    "protein": Job("protein", "DEFAULT"),
 }
 _USER_ERRNO = {
     errno.ENOSPC: "the disk is full: free some space, or give --out another place",

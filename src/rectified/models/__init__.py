@@ -1,4 +1,4 @@
-"""Classifiers for small images.
+"""Networks: classifiers for small images, and velocity fields for flows.
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -9,18 +9,28 @@ arguments: `activation=nn.ReLU`, `conv=nn.Conv2d`, `linear=nn.Linear`, `norm=nn.
 network of other layers is the same function: `resnet20(..., conv=BinaryConv2d)`. Models take images
 that are standardised already and return logits.
 
+Velocity fields (`VelocityMLP`, `VelocityResMLP`, `UNet`, `DiT`) are called as `model(x, t)` or
+`model(x, t, labels)`, with t in [0, 1] and label -1 for "no class".
+
 Initial weights come from PyTorch's global generator, as is the convention of `nn.Module`: whoever
 wants given weights seeds it, inside `torch.random.fork_rng` to leave the rest of the program alone.
 """
 
 from rectified.models.classifiers import cnn, mlp
+from rectified.models.dit import DiT
 from rectified.models.ensemble import Ensemble
 from rectified.models.resnet import resnet20, resnet32, resnet56
+from rectified.models.unet import UNet
+from rectified.models.velocity import VelocityMLP, VelocityResMLP
 from rectified.models.vgg import vgg16, vgg19
 from rectified.models.vit import vit
 
 __all__ = [
+    "DiT",
     "Ensemble",
+    "UNet",
+    "VelocityMLP",
+    "VelocityResMLP",
     "cnn",
     "mlp",
     "resnet20",

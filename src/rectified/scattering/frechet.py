@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rectified.errors import UserError
+from rectified.frechet import gaussian_distance
 from rectified.scattering.scattering2d import Scattering2D
 
 _BATCH = 256
@@ -77,37 +78,3 @@ def frechet_features(
     scattering = Scattering2D(J, tuple(images.shape[-2:]), L)
     parts = [scattering(part).mean((-2, -1)).flatten(1) for part in images.split(_BATCH)]
     return torch.cat(parts).double()
-
-
-def gaussian_distance(
-    first: Float[Tensor, "n features"], second: Float[Tensor, "m features"]
-) -> float:
-    """The squared Fréchet distance between normal distributions fitted to two samples.
-
-    Args:
-        first: at least two rows.
-        second: at least two rows.
-
-    Raises:
-        UserError: if a sample has fewer than two rows.
-
-    Example:
-        >>> points = torch.tensor([[0.0], [2.0]])
-        >>> gaussian_distance(points, points + 3)
-        9.0
-    """
-    if min(len(first), len(second)) < 2:
-        raise UserError(f"both samples need two rows or more, got {len(first)} and {len(second)}")
-    means, roots = zip(*(_moments(one.double()) for one in (first, second)), strict=True)
-    # with C = A A^T, the singular values of A_1^T A_2 are the roots of the eigenvalues
-    overlap = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
-    spread = sum(float(root.square().sum()) for root in roots)
-    apart = float((means[0] - means[1]).square().sum())
-    return max(0.0, apart + spread - 2 * float(overlap))
-
-
-def _moments(sample: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and a square root A of the covariance A A^T."""
-    mean = sample.mean(0)
-    triangle = torch.linalg.qr((sample - mean) / (len(sample) - 1) ** 0.5).R
-    return mean, triangle.T
