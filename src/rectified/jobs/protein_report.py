@@ -298,7 +298,7 @@ def _structures(details: Details) -> Iterator[Part]:
             f"{flow_name(int(number)).capitalize()}, {steps} steps, {length} residues",
             {f"sample {n}": text for n, text in enumerate(texts)},
             alt="a generated backbone, coloured from its N- to its C-terminus",
-            note="Drag to turn. The first samples, not chosen; all of them are in samples/.",
+            note="Drag to turn. The first samples, not chosen; more of them are in samples/.",
         )
 
 

@@ -24,6 +24,7 @@ from rectified.protein.geometry import superpose
 SAME_FOLD = 0.5  # TM-score
 _SEEDS = (1.0, 0.5, 0.25)  # shares of the chain that a superposition begins with
 _ROUNDS = 8
+_NEAR = 4.5  # Angstrom; residues nearer than this take part in the next superposition
 
 
 def library(name: str) -> Any:
@@ -49,13 +50,17 @@ def secondary_structure(ca: Float[Tensor, "residues 3"]) -> str:
     Args:
         ca: C-alphas of one unbroken chain, Angstrom.
     """
+    return "".join(library("biotite.structure").annotate_sse(_alanines(ca)))
+
+
+def _alanines(ca: Float[Tensor, "residues 3"]) -> Any:
+    """The chain as biotite wants it; the kind of its residues does not matter here."""
     structure = library("biotite.structure")
-    count = len(ca)
-    array = structure.AtomArray(count)
+    array = structure.AtomArray(len(ca))
     array.coord = ca.detach().cpu().float().numpy()
     array.atom_name[:], array.res_name[:], array.chain_id[:] = "CA", "ALA", "A"
-    array.res_id[:] = np.arange(1, count + 1)
-    return "".join(structure.annotate_sse(array))
+    array.res_id[:] = np.arange(1, len(ca) + 1)
+    return array
 
 
 def helix_and_strand(ca: Float[Tensor, "residues 3"]) -> tuple[float, float]:
@@ -68,7 +73,7 @@ def tm_score(a: Float[Tensor, "residues 3"], b: Float[Tensor, "residues 3"]) -> 
     """TM-score of two chains of one length, residues in order: 1 for equal ones.
 
     The best of a few superpositions: each begins with some residues, and goes on with those that
-    it has brought near. Scores are biotite's.
+    it has brought near. The score of the best one is biotite's.
 
     Args:
         a: C-alphas, Angstrom.
@@ -81,20 +86,26 @@ def tm_score(a: Float[Tensor, "residues 3"], b: Float[Tensor, "residues 3"]) -> 
         raise UserError(f"chains must have one length, got {len(a)} and {len(b)} residues")
     structure = library("biotite.structure")
     a, b = a.detach().cpu().double(), b.detach().cpu().double()
-    count, everyone = len(a), np.arange(len(a))
-    near = max(4.5, 1.24 * max(count - 15, 1) ** (1 / 3) - 1.8)  # d0, not less than 4.5
-    best = 0.0
-    for first in _starts(count):
-        chosen = first
+    scale = _scale(len(a))
+    best, found = -1.0, b
+    for chosen in _starts(len(a)):
         for _ in range(_ROUNDS):
             moved = _moved(b, a, chosen)
-            score = structure.tm_score(a.numpy(), moved.numpy(), everyone, everyone)
-            best = max(best, float(score))
-            following = (moved - a).norm(dim=-1) < near
+            apart = (moved - a).norm(dim=-1)
+            score = float((1 / (1 + (apart / scale).square())).mean())
+            if score > best:
+                best, found = score, moved
+            following = apart < max(scale, _NEAR)
             if int(following.sum()) < 3 or bool((following == chosen).all()):
                 break
             chosen = following
-    return best
+    everyone = np.arange(len(a))
+    return float(structure.tm_score(_alanines(a), _alanines(found), everyone, everyone))
+
+
+def _scale(count: int) -> float:
+    """d0 of the TM-score, Angstrom; 0.5 for the shortest chains."""
+    return max(0.5, 1.24 * (count - 15) ** (1 / 3) - 1.8) if count > 15 else 0.5
 
 
 def _starts(count: int) -> list[Tensor]:
