@@ -171,7 +171,7 @@ def test_a_narrow_igso3_is_a_normal_distribution_of_rotation_vectors():
 
 
 def test_too_narrow_an_igso3_is_refused():
-    with pytest.raises(UserError, match="sigma must be at least 0.05, got 0.01"):
+    with pytest.raises(UserError, match=r"sigma must be at least 0\.05, got 0\.01"):
         Q.igso3(3, sigma=0.01)
 
 

@@ -159,9 +159,7 @@ def _share(holds: Tensor) -> Tensor:
     return holds.float().mean(-1)
 
 
-def ramachandran(
-    phi: Float[Tensor, "*n"], psi: Float[Tensor, "*n"]
-) -> Float[Tensor, "{_BINS} {_BINS}"]:
+def ramachandran(phi: Float[Tensor, "*n"], psi: Float[Tensor, "*n"]) -> Float[Tensor, "phi psi"]:
     """The share of residues in each square of 15 x 15 degrees; rows phi, columns psi, from -pi."""
     place = torch.stack((phi.flatten(), psi.flatten()), -1).double().cpu()
     edges = torch.linspace(-math.pi, math.pi, _BINS + 1, dtype=torch.float64)

@@ -112,7 +112,7 @@ def _first_model(path: Path) -> Any:
         raise UserError(f"{path.name} must end in {', '.join(SUFFIXES[::2])}, also with .gz")
     try:
         structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read: empty, truncated or damaged ({reason})") from error
     if not len(structure) or not any(len(chain) for chain in structure[0]):
