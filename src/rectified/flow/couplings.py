@@ -129,8 +129,11 @@ def assignment(x0: Points, x1: Points) -> Int64[Tensor, " batch"]:
     from scipy.optimize import linear_sum_assignment
 
     flat0, flat1 = x0.detach().flatten(1).double(), x1.detach().flatten(1).double()
-    # |x0|^2 and |x1|^2 are the same for every assignment
-    cost = -(flat1 @ flat0.T)
+    cost = torch.cdist(flat1, flat0).square_()
+    # the least of a row, then of a column, is paid by every assignment; SciPy's is up to ten times
+    # as fast when it starts from there
+    cost -= cost.amin(1, keepdim=True)
+    cost -= cost.amin(0, keepdim=True)
     _, columns = linear_sum_assignment(cost.cpu().numpy())
     return torch.from_numpy(columns).to(x0.device)
 

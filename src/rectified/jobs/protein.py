@@ -46,7 +46,7 @@ def run(config: ProteinConfig, folder: Run, facts: Mapping[str, Any], progress: 
 
 
 def sample_run(
-    run: Path, *, count: int, steps: int, length: int, seed: int, out: Path, device: str
+    run: Path, *, count: int, steps: int, length: int | None, seed: int, out: Path, device: str
 ) -> str:
     """Samples of a finished protein run, as PDB files.
 
@@ -54,7 +54,7 @@ def sample_run(
         run: its folder.
         count: backbones.
         steps: evaluations of the network for each.
-        length: residues of each.
+        length: residues of each; by default the first length that the run measured.
         seed: of the noise.
         out: folder for the files; made if it is not there.
         device: auto, cpu or cuda.
@@ -66,6 +66,7 @@ def sample_run(
         UserError: if the run is no finished protein run, or a number is impossible.
     """
     config = read_results(run)["config"]
+    length = config["lengths"][0] if length is None else length
     least = {"count": (count, 1), "length": (length, 10), "steps": (steps, 2)}
     for name, (value, smallest) in least.items():
         if value < smallest:
