@@ -62,6 +62,14 @@ VERBS = {  # verb -> what it does, and examples
             "--checkpoint ckpts/qflow_scope --rounds 1 --lengths 100 --steps 50,10",
         ),
     ),
+    "diffusion": (
+        "rectify a diffusion model on its own pairs: few steps, in its own form",
+        (
+            "--data digits --steps 1,2,4,50",
+            "--data digits --path scaled_linear --predict noise",
+            "--data digits --phases 4 --steps 1,2,4,50",
+        ),
+    ),
     "sample": (
         "samples from a finished run of flow, diffusion or protein",
         ("runs/RUN --count 64 --steps 1", "runs/RUN --label 3 --guidance 2 --out samples"),
@@ -88,6 +96,7 @@ _JOBS = {
     "scatter": Job("scatter", "DEFAULT"),
     "protein": Job("protein", "DEFAULT"),
     "flow": Job("flow", "DEFAULT"),
+    "diffusion": Job("diffusion", "DEFAULT"),
 }
 _USER_ERRNO = {
     errno.ENOSPC: "the disk is full: free some space, or give --out another place",

@@ -30,7 +30,16 @@ from rectified.flow.couplings import (
 from rectified.flow.fields import Field, OnPath
 from rectified.flow.grids import canonical_grid, edm_grid, log_snr_grid, uniform_grid
 from rectified.flow.likelihood import Hutchinson, exact_divergence, log_prob
-from rectified.flow.losses import Perceptual, PseudoHuber, Term, lpips, norm, rfpp_terms, squared
+from rectified.flow.losses import (
+    Perceptual,
+    PseudoHuber,
+    Term,
+    element_huber,
+    lpips,
+    norm,
+    rfpp_terms,
+    squared,
+)
 from rectified.flow.matching import FlowMatching
 from rectified.flow.metrics import (
     Straightness,
@@ -58,6 +67,7 @@ from rectified.flow.paths import (
     vp_cosine,
     vp_linear,
 )
+from rectified.flow.phased import Phased
 from rectified.flow.predictions import PREDICTIONS, Endpoints, Prediction, convert
 from rectified.flow.reflow import (
     Draws,
@@ -82,6 +92,7 @@ from rectified.flow.solvers import (
     renoise,
     rk4,
 )
+from rectified.flow.terminal_gain import gain_warning, terminal_gain
 from rectified.flow.times import (
     Discrete,
     EDMLogNormal,
@@ -121,6 +132,7 @@ __all__ = [
     "OnPath",
     "PairStore",
     "Perceptual",
+    "Phased",
     "Prediction",
     "PseudoHuber",
     "Straightness",
@@ -140,6 +152,7 @@ __all__ = [
     "edm",
     "edm_grid",
     "edm_lognormal",
+    "element_huber",
     "euler",
     "exact_divergence",
     "exponential",
@@ -148,6 +161,7 @@ __all__ = [
     "fill",
     "fingerprint",
     "first_order_gap",
+    "gain_warning",
     "gaussian",
     "generate",
     "heun",
@@ -178,6 +192,7 @@ __all__ = [
     "straight",
     "straightness",
     "sub_vp",
+    "terminal_gain",
     "transport_cost",
     "u_shaped",
     "uniform",

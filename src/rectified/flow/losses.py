@@ -91,6 +91,10 @@ class PseudoHuber:
         return (torch.sqrt(error.square().sum(1) + c**2) - c) / d
 
 
+element_huber = PseudoHuber(1e-3, "none", "element")
+"""Rectified diffusion's: nearly the absolute error of every element."""
+
+
 @dataclass(frozen=True, eq=False)
 class Perceptual:
     """Distance of a network's features, each scaled to unit length over its channels.

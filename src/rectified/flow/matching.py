@@ -73,10 +73,11 @@ class FlowMatching:
             raise UserError(f"label_drop must be in [0, 1], got {self.label_drop}")
 
     def __call__(self, model: Callable[..., Tensor], batch: Batch, /) -> Float[Tensor, ""]:
-        x0, x1, labels = self._pairs(batch)
+        x0, x1, labels = pair_up(batch, self.coupling, self.generator)
         t = self.times(len(x1), self.generator).to(x1)
         x, v = self.path(x0, x1, t)
-        output = model(x, t) if labels is None else model(x, t, self._dropped(labels))
+        given = () if labels is None else (drop_labels(labels, self.label_drop, self.generator),)
+        output = model(x, t, *given)
         spaces = {term.space for term in self.terms}
         is_plain = self.predicts is predictions.velocity and spaces <= {"prediction", "velocity"}
         if is_plain:  # nothing to convert
@@ -94,24 +95,44 @@ class FlowMatching:
 
         return mean_loss(self.terms, compared, t)
 
-    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        if self.coupling is None:
-            if len(batch) not in (2, 3):
-                raise UserError(
-                    f"without a coupling a batch is (x0, x1) or (x0, x1, labels), got {len(batch)} "
-                    "tensors"
-                )
-            return batch[0], batch[1], batch[2] if len(batch) == 3 else None
-        labels = batch[1] if len(batch) == 2 else None
-        if isinstance(self.coupling, WithinClass):
-            return *self.coupling(batch[0], self.generator, labels=labels), labels
-        return *self.coupling(batch[0], self.generator), labels
 
-    def _dropped(self, labels: Tensor) -> Tensor:
-        if not self.label_drop:
-            return labels
-        draws = torch.rand(len(labels), generator=self.generator).to(labels.device)
-        return torch.where(draws < self.label_drop, NO_CLASS, labels)
+def pair_up(
+    batch: Batch, coupling: Coupling | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Source points, target points and labels of a batch, paired by the coupling.
+
+    Args:
+        batch: (x1,) or (x1, labels); (x0, x1) or (x0, x1, labels) where there is no coupling.
+        coupling: finds source points; None where the batch brings them.
+        generator: of the coupling's draws.
+
+    Raises:
+        UserError: if a batch without coupling is no pair.
+    """
+    if coupling is None:
+        if len(batch) not in (2, 3):
+            raise UserError(
+                f"without a coupling a batch is (x0, x1) or (x0, x1, labels), got {len(batch)} "
+                "tensors"
+            )
+        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+    labels = batch[1] if len(batch) == 2 else None
+    if isinstance(coupling, WithinClass):
+        return *coupling(batch[0], generator, labels=labels), labels
+    return *coupling(batch[0], generator), labels
+
+
+def drop_labels(labels: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """The labels with a share of them replaced by -1, for guidance.
+
+    Example:
+        >>> drop_labels(torch.tensor([3, 4]), 1.0, None)
+        tensor([-1, -1])
+    """
+    if not share:
+        return labels
+    draws = torch.rand(len(labels), generator=generator).to(labels.device)
+    return torch.where(draws < share, NO_CLASS, labels)
 
 
 assert set(_SPACES) | {"prediction"} == set(SPACES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rectified.flow import Field
 from rectified.jobs import flow_report, flow_settings
 from rectified.jobs.flow_settings import DEFAULT as DEFAULT
 from rectified.jobs.flow_settings import FlowConfig
-from rectified.jobs.flow_study import FIRST, FlowStudy, Key, Trained, build_network
+from rectified.jobs.flow_study import FlowStudy, Key, Trained, build_network
 from rectified.jobs.pictures import save_grid, save_points
 from rectified.runs import Run, read_json, read_results
 
@@ -40,23 +40,29 @@ def run(config: FlowConfig, folder: Run, facts: Mapping[str, Any], progress: boo
     Returns:
         A short text with what was found.
     """
-    return run_study("flow", FlowStudy(config, folder, progress), asdict(config), facts)
+    return run_studies("flow", [FlowStudy(config, folder, progress)], asdict(config), facts)
 
 
-def run_study(
-    verb: str, study: FlowStudy, settings: Mapping[str, Any], facts: Mapping[str, Any]
+def run_studies(
+    verb: str, studies: Sequence[FlowStudy], settings: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> str:
-    """Begin, do and write a study, for `flow` and `diffusion`.
+    """Begin, do and write studies that share a folder, for `flow` and `diffusion`.
 
     Args:
         verb: whose results these are.
-        study: not yet begun.
+        studies: not yet begun; the first is what the run is about, others are its controls.
         settings: of the verb, for config.yaml.
         facts: the environment.
     """
-    filled = {name: getattr(study.config, name, value) for name, value in settings.items()}
+    study = studies[0]
+    filled = {
+        name: getattr(study.config, name, value) if value is None or name == "model" else value
+        for name, value in settings.items()
+    }
     study.folder.begin(verb, filled, facts)
-    done = study.go_on()
+    done: dict[Key, Trained] = {}
+    for one in studies:
+        done |= one.go_on()
     results = _results(verb, study, done, filled, facts)
     shown = _shown(study, done)
     _write_networks(study, done)
@@ -128,7 +134,7 @@ def warnings(
 def _last(study: FlowStudy, suffix: str = "") -> Key:
     """The network that the run is about: of the first seed, the named recipe, the last round."""
     if study.config.rounds == 1:
-        return Key(study.seeds[0], FIRST, 1)
+        return Key(study.seeds[0], study.first, 1)
     return Key(study.seeds[0], study.config.recipe[0] + suffix, study.config.rounds)
 
 
@@ -144,7 +150,7 @@ def _write_networks(study: FlowStudy, done: Mapping[Key, Trained]) -> None:
         "mean": ",".join(repr(float(v)) for v in transfer.mean),
         "deviation": ",".join(repr(float(v)) for v in transfer.deviation),
     }
-    files = {WEIGHTS: _last(study), FIRST_WEIGHTS: Key(study.seeds[0], FIRST, 1)}
+    files = {WEIGHTS: _last(study), FIRST_WEIGHTS: Key(study.seeds[0], study.first, 1)}
     if study.config.distil and study.config.rounds > 1:
         files[DISTILLED] = _last(study, "+distil")
     for name, key in files.items():
@@ -189,8 +195,7 @@ def _shown(study: FlowStudy, done: Mapping[Key, Trained]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for key, trained in done.items():
         if trained.shown is not None and trained.shown.numel():
-            name = "first flow" if key.round == 1 else f"{key.recipe}, round {key.round}"
-            shown[name] = _rounded(trained.shown)
+            shown[flow_report.named(key.recipe, key.round)] = _rounded(trained.shown)
     transfer = study.transfer(study.seeds[0])
     if not transfer.target.is_image and transfer.target.shape == (2,):
         shown["reference"] = _rounded(transfer.reference[:1000])

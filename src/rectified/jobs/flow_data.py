@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rectified import models
 from rectified.data import DISTRIBUTIONS, Batches, Images, draw_points, load_images, read_points
 from rectified.errors import UserError
 from rectified.flow import FromSet, feature_distance, wasserstein2
@@ -20,6 +19,7 @@ from rectified.flow.couplings import Source, gaussian
 from rectified.training import FitConfig, classification, classification_quality, evaluate, fit
 
 Device = Literal["auto", "cpu", "cuda"]
+_SMALL = 16  # pixels a side up to which features are kept at 4x4
 
 DRAWN = 20_000  # points that a drawn distribution is learnt from
 _POINT_FILES = (".npy", ".csv")
@@ -201,40 +201,59 @@ def load_transfer(
 
 
 class Features(nn.Module):
-    """A small classifier's features: of its last hidden layer, and after each block.
+    """A small classifier whose features are looked at: of its hidden layer, and of every layer.
+
+    Three convolutions, pooled to at most 8x8, then a hidden layer that sees every place: features
+    that were averaged over places could not tell a digit from its parts in disorder.
 
     Args:
-        classifier: as `models.cnn` builds it.
+        shape: channels, height and width of an image.
+        widths: channels of the three convolutions, and hidden features.
+        classes: how many there are.
     """
 
-    def __init__(self, classifier: nn.Sequential) -> None:
+    def __init__(self, shape: Sequence[int], widths: Sequence[int], classes: int) -> None:
         super().__init__()
-        self.layers = classifier[:-1]
+        channels, height, width = shape
+        first, second, third, hidden = widths
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(inputs, outputs, 3, padding=1)
+            for inputs, outputs in ((channels, first), (first, second), (second, third))
+        )
+        self.side = min(4 if max(height, width) <= _SMALL else 8, height, width)
+        self.hidden = nn.Linear(third * self.side**2, hidden)
+        self.classes = nn.Linear(hidden, classes)
 
-    def forward(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
-        """The last hidden layer, averaged over places."""
-        return self.layers(x)
-
-    def blocks(self, x: Float[Tensor, "n channels height width"]) -> Sequence[Tensor]:
-        """What comes out of every activation."""
+    def blocks(self, x: Float[Tensor, "n channels height width"]) -> list[Tensor]:
+        """What comes out of every activation, first to last."""
         found = []
-        for layer in self.layers.children():
-            x = layer(x)
-            if isinstance(layer, nn.ReLU):
-                found.append(x)
-        return found
+        for number, convolution in enumerate(self.convolutions):
+            x = convolution(x).relu()
+            found.append(x)
+            if number == 1 and x.shape[-1] > self.side:
+                x = nn.functional.max_pool2d(x, 2)
+        x = nn.functional.adaptive_avg_pool2d(x, self.side)
+        return [*found, self.hidden(x.flatten(1)).relu()]
+
+    def features(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        """The hidden layer."""
+        return self.blocks(x)[-1]
+
+    def forward(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+        """Class scores."""
+        return self.classes(self.blocks(x)[-1])
 
 
 @dataclass(frozen=True, eq=False)
 class Looker:
-    """A trained `Features`, and how good its classifier is.
+    """A trained `Features`, and how good a classifier it is.
 
     Attributes:
-        features: frozen.
+        network: frozen.
         accuracy: of the classifier on the test images.
     """
 
-    features: Features
+    network: Features
     accuracy: float
 
 
@@ -245,7 +264,7 @@ def train_features(
 
     Args:
         samples: images with labels.
-        widths: channels of its blocks; the last is the number of features.
+        widths: channels of its convolutions, and hidden features.
         seed: of its weights and of the order of the images.
         device: auto, cpu or cuda.
         progress: words before the progress bar.
@@ -256,23 +275,23 @@ def train_features(
     half = torch.full((samples.shape[0],), 0.5)  # pixels to [-1, 1], as samples are
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = models.cnn(
-            num_classes=samples.classes,
-            in_channels=samples.shape[0],
-            image_size=(samples.shape[1], samples.shape[2]),
-            widths=widths,
-        )
-    size = 64 if len(train) < 10_000 else 256
+        network = Features(samples.shape, widths, samples.classes)
+    is_small = len(train) < 10_000
+    size = 64 if is_small else 256
     config = FitConfig(
-        epochs=20 if len(train) < 10_000 else 10, learning_rate=0.05, seed=seed, device=device
+        epochs=20 if is_small else 10,
+        optimizer="adam",
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        schedule="cosine",
+        seed=seed,
+        device=device,
     )
     batches = Batches(train, size, seed=seed, mean=half, std=half)
     fit(network, classification, batches, config, progress=progress)
     held = Batches(test, 500, shuffle=False, mean=half, std=half)
     quality = evaluate(network, classification_quality, held, device=device)
-    features = Features(network.eval())
-    features.requires_grad_(False)
-    return Looker(features, quality["accuracy"])
+    return Looker(network.eval().requires_grad_(False), quality["accuracy"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,16 +331,16 @@ def point_distance(transfer: Transfer, count: int, seed: int) -> Distance:
 def image_distance(transfer: Transfer, looker: Looker, count: int) -> Distance:
     """Squared Fréchet distance of a classifier's features."""
     reference = transfer.reference
-    device = next(looker.features.parameters()).device
+    device = next(looker.network.parameters()).device
 
     def features(x: Tensor) -> Tensor:
-        return looker.features(x.to(device)).cpu()
+        return looker.network.features(x.to(device)).cpu()
 
     real = transfer.train
     return Distance(
         "frechet",
         lambda samples: feature_distance(features, samples.clamp(-1, 1), reference),
         feature_distance(features, real[: max(count, 2)], reference),
-        f"Fréchet distance of {count} samples to {len(reference)} images on the last hidden layer "
+        f"Fréchet distance of {count} samples to {len(reference)} images on the hidden layer "
         f"of a classifier with {looker.accuracy:.1%} test accuracy",
     )

@@ -20,6 +20,7 @@ from rectified.report import (
     Table,
     Text,
     Verdict,
+    bars,
     lines,
     render,
 )
@@ -30,6 +31,11 @@ Row = Mapping[str, Any]
 Point = tuple[str, int, str, int]  # recipe, round, solver, steps
 
 NAMES = {"w2": "W2 (exact)", "frechet": "Fréchet distance"}
+_RIVALS: tuple[tuple[str, str, tuple[int, ...]], ...] = (  # ours, theirs, at which steps
+    ("2rf++", "2rf", ()),
+    ("rd", "2rf", ()),
+    ("phased", "rd", (1, 2, 4, 8)),
+)
 FIRST_ORDER = 0.02  # gap below which one step does what many do
 
 
@@ -109,8 +115,14 @@ def _lines(rows: Sequence[Row]) -> list[tuple[tuple[str, int], str]]:
 
 
 def _label(recipe: str, number: int, solver: str) -> str:
-    words = "first flow" if number == 1 else f"{recipe}, round {number}"
-    return f"{words} ({solver})"
+    return f"{named(recipe, number)} ({solver})"
+
+
+def named(recipe: str, number: int) -> str:
+    """A flow in words."""
+    if number > 1:
+        return f"{recipe}, round {number}"
+    return "first flow" if recipe == "1rf" else f"{recipe} model"
 
 
 def findings(results: Results) -> Iterator[tuple[str, str]]:
@@ -147,28 +159,32 @@ def _of(notes: Mapping[str, Any], recipe: str, number: int, name: str) -> Interv
 
 
 def _comparisons(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    few = min(_steps(rows))
-    known = arms(rows)
+    few, known = min(_steps(rows)), arms(rows)
     for recipe, number in known:
-        if recipe == "2rf++" and ("2rf", number) in known:
-            ratio = _ratio(rows, (recipe, number), ("2rf", number), few)
-            yield (
-                f"2rf++ against plain 2rf in {few} step{'s' * (few > 1)}",
-                f"{_spread(ratio)} of its distance ({ratio.n} seeds, paired); {_separated(ratio)}",
-            )
+        for ours, theirs, steps in _RIVALS:
+            both = recipe == ours and (theirs, number) in known
+            for at in steps or [few]:
+                if both and at in _steps(rows):
+                    ratio = _ratio(rows, (recipe, number), (theirs, number), at)
+                    yield (
+                        f"{ours} against {theirs} in {at} step{'s' * (at > 1)}",
+                        f"{_spread(ratio)} of its distance ({ratio.n} seeds, paired); "
+                        f"{_separated(ratio)}",
+                    )
     for recipe, number in known:
-        pairs = [s for s in _steps(rows) if _has(rows, recipe, number, "renoise", s)]
-        if pairs:
-            steps = max(pairs)
+        renoised = [s for s in _steps(rows) if _has(rows, recipe, number, "renoise", s)]
+        if renoised:
+            most = max(renoised)
             found = paired(
-                [r for r in rows if _is(r, recipe, number) and r["steps"] == steps],
+                [r for r in rows if _is(r, recipe, number) and r["steps"] == most],
                 "distance",
                 lambda r: r["solver"] == "renoise",
                 lambda r: r["solver"] != "renoise",
             )
+            half = "" if math.isnan(found.half_width) else f" ± {found.half_width:.2g}"
             yield (
-                f"renoise against the plain solver, {recipe} in {steps} steps",
-                f"{found.mean:+.3g} ± {found.half_width:.2g} (paired over {found.n} seeds)",
+                f"renoise against the plain solver, {recipe} in {most} steps",
+                f"{found.mean:+.3g}{half} (paired over {found.n} seed{'s' * (found.n != 1)})",
             )
 
 
@@ -213,7 +229,9 @@ def page(results: Results, shown: Mapping[str, Any]) -> str:
     """
     config = results["config"]
     count = len({row["seed"] for row in results["rows"]})
-    subtitle = f"{config['source']} to {config['data']}, {count} seed{'s' * (count != 1)}"
+    subtitle = (
+        f"{config.get('source', 'gaussian')} to {config['data']}, {count} seed{'s' * (count != 1)}"
+    )
     title = f"{results['verb'].capitalize()} report"
     return render(Page(title, subtitle, tuple(sections(results, shown))))
 
@@ -227,7 +245,7 @@ def sections(results: Results, shown: Mapping[str, Any]) -> Iterator[Section]:
     drawn = tuple(_drawings(shown, results))
     if drawn:
         yield Section("What it looks like", drawn)
-    yield Section("Every flow", (_flows(results), _distances(rows)))
+    yield Section("Every flow", (_flows(results), _bends(results), _distances(rows)))
     if any("pairs" in note for note in results["notes"].values()):
         yield Section("The pairs that reflow was trained on", (_pairs(results),))
     yield Section("How this was made", tuple(_origin(results)))
@@ -342,8 +360,7 @@ def _flows(results: Results) -> Table:
         cost = interval({r["seed"]: _number(r["transport_cost"]) for r in own}.values())
         relative = _of(results["notes"], recipe, number, "straightness_relative")
         gap = _of(results["notes"], recipe, number, "first_order_gap")
-        label = "first flow" if number == 1 else f"{recipe}, round {number}"
-        rows.append((label, s.mean, relative.mean, gap.mean, cost.mean))
+        rows.append((named(recipe, number), s.mean, relative.mean, gap.mean, cost.mean))
     costs = _costs(results["notes"])
     columns = ("straightness S", "S / cost", "first-order gap", "transport cost")
     return Table(
@@ -355,6 +372,27 @@ def _flows(results: Results) -> Table:
         formats=dict.fromkeys(
             ("straightness S", "S / cost", "first-order gap", "transport cost"), ".3g"
         ),
+    )
+
+
+def _bends(results: Results) -> Figure:
+    """First order and straightness are not the same: on a curved path the first can come alone."""
+    known = arms(results["rows"])
+    groups = {
+        name: [math.log10(max(_of(results["notes"], *arm, quantity).mean, 1e-6)) for arm in known]
+        for name, quantity in (
+            ("straightness / cost", "straightness_relative"),
+            ("first-order gap", "first_order_gap"),
+        )
+    }
+    return bars(
+        [named(*arm) for arm in known],
+        groups,
+        title="Straight, or first-order",
+        x_label="log10",
+        alt="Straightness and first-order gap of every flow.",
+        note="Reflow on a curved path makes a flow first-order (one natural Euler step is exact) "
+        "without making it straight; on the straight path the two are the same.",
     )
 
 

@@ -48,7 +48,7 @@ LOSSES: dict[str, Callable[[], tuple[flow.Term, ...]]] = {
     ),  # rectified diffusion's code
     "target_squared": lambda: (flow.Term(flow.squared, "target"),),
 }
-RECIPES = ("2rf", "2rf++")
+RECIPES = ("2rf", "2rf++", "rd")  # rd: plain, as `rectified diffusion` calls it
 COUPLINGS = ("independent", "ot", "class_ot")
 MODELS = ("mlp", "resmlp", "unet", "dit")
 RENOISE_STEPS = range(2, 9)  # where rf++'s update was seen to help

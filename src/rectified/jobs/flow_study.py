@@ -31,7 +31,7 @@ from rectified.jobs.flow_data import (
 from rectified.jobs.flow_settings import FlowConfig
 from rectified.jobs.options import seed_list
 from rectified.runs import Run
-from rectified.training import accelerator, evaluating, fit
+from rectified.training import Objective, accelerator, evaluating, fit
 
 Row = dict[str, Any]
 
@@ -39,9 +39,10 @@ SHARD = 4096  # pairs a file; making so many takes seconds, and that is what a k
 GEOMETRY = 1024  # samples whose trajectories are measured
 HELD_OUT = 1000  # pairs that a reflow is not trained on, at most a tenth
 SHOWN_PATHS, SHOWN_IMAGES, PATH_STEPS = 150, 10, 32
-FIRST = "1rf"
+FIRST, PHASED = "1rf", "phased"
 _PERCEPTUAL_WEIGHT = 0.1  # of each layer, as measured on digits
-_JUDGE, _EYE = (16, 32, 64), (24, 48, 48)  # widths: of the distance's network, of the loss's
+# channels of three convolutions and hidden features: of the distance's network, of the loss's
+_JUDGE, _EYE = (16, 32, 32, 64), (24, 24, 48, 96)
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,29 @@ class FlowStudy:
         config: checked, not yet resolved.
         folder: of the run.
         progress: whether to show progress bars.
+        first: what round 1 is called in rows.
+        phases: of phased rectification, trained beside the rest from the first flow; 1 for none.
+        beside: another study of the same data, whose feature networks are shared.
 
     Raises:
         UserError: if the data cannot be read, or does not fit the settings.
     """
 
-    def __init__(self, config: FlowConfig, folder: Run, progress: bool) -> None:
+    def __init__(
+        self,
+        config: FlowConfig,
+        folder: Run,
+        progress: bool,
+        *,
+        first: str = FIRST,
+        phases: int = 1,
+        beside: FlowStudy | None = None,
+    ) -> None:
         settings.check(config)
+        self.first, self.phases = first, phases
         self.seeds = seed_list(config.seeds, config.seed)
         many = config.samples or 5000
-        first = load_transfer(
+        transfer = load_transfer(
             config.data,
             config.source,
             seed=self.seeds[0],
@@ -99,12 +113,12 @@ class FlowStudy:
             image_size=config.image_size,
             many=many,
         )
-        self.config = settings.resolve(config, shape=first.target.shape)
+        self.config = settings.resolve(config, shape=transfer.target.shape)
         self.folder, self.progress = folder, progress
         self.process = accelerator(config.device)
-        self._check(first)
-        self.lookers: dict[int, tuple[Any, Any]] = {}
-        self.distances: dict[int, Distance] = {}
+        self._check(transfer)
+        self.lookers: dict[int, tuple[Any, Any]] = beside.lookers if beside else {}
+        self.distances: dict[int, Distance] = beside.distances if beside else {}
 
     def _check(self, transfer: Transfer) -> None:
         """Everything that can be known to fail, before anything is written."""
@@ -153,10 +167,12 @@ class FlowStudy:
 
     def keys(self, seed: int) -> Iterator[Key]:
         """The networks of one seed, in order."""
-        yield Key(seed, FIRST, 1)
+        yield Key(seed, self.first, 1)
         for number in range(2, self.config.rounds + 1):
             for recipe in settings.recipes(self.config):
                 yield Key(seed, recipe, number)
+        if self.phases > 1:
+            yield Key(seed, PHASED, 2)
         if self.config.distil and self.config.rounds > 1:
             for recipe in settings.recipes(self.config):
                 yield Key(seed, f"{recipe}+distil", self.config.rounds)
@@ -165,7 +181,7 @@ class FlowStudy:
         """The network that makes the pairs of this one, and whose weights it starts from."""
         if key.recipe.endswith("+distil"):
             return Key(key.seed, key.recipe.removesuffix("+distil"), key.round)
-        return Key(key.seed, FIRST if key.round == 2 else key.recipe, key.round - 1)
+        return Key(key.seed, self.first if key.round == 2 else key.recipe, key.round - 1)
 
     def go_on(self) -> dict[Key, Trained]:
         """Do what is left to do; returns every network."""
@@ -197,6 +213,8 @@ class FlowStudy:
         """Train, measure and keep one round."""
         if key.round == 1:
             field, notes = self.train_first(key, transfer), dict[str, Any]()
+        elif key.recipe == PHASED:
+            field, notes = self.train_phased(key, transfer, done[self.before(key)].field)
         else:
             field, notes = self.train_on_pairs(key, transfer, done[self.before(key)].field)
         rows, measured = self.measure(key, field, transfer)
@@ -232,19 +250,22 @@ class FlowStudy:
             settings.LOSSES[config.loss](),
             config.label_drop if config.conditional else 0.0,
         )
-        tensors = [transfer.train]
-        if config.conditional:
-            assert transfer.target.labels is not None
-            tensors.append(transfer.target.labels)
         network = self.build(transfer, key.seed)
-        self.fit(key, network, objective, tensors, is_first=True)
+        self.fit(key, network, objective, self.data(transfer), is_first=True)
         return self.field(network)
+
+    def data(self, transfer: Transfer) -> list[Tensor]:
+        """What a batch of data holds: points, and classes for a conditional flow."""
+        if not self.config.conditional:
+            return [transfer.train]
+        assert transfer.target.labels is not None
+        return [transfer.train, transfer.target.labels]
 
     def fit(
         self,
         key: Key,
         network: nn.Module,
-        objective: FlowMatching,
+        objective: Objective,
         tensors: Sequence[Tensor],
         *,
         is_first: bool,
@@ -320,6 +341,21 @@ class FlowStudy:
         }
         return field, notes
 
+    def train_phased(
+        self, key: Key, transfer: Transfer, teacher: Field
+    ) -> tuple[Field, dict[str, Any]]:
+        """A flow that is first-order in each phase alone; it needs no pairs."""
+        objective = flow.Phased(
+            teacher,
+            self.phases,
+            guidance=self.config.pair_guidance,
+            label_drop=self.config.label_drop if self.config.conditional else 0.0,
+        )
+        network = self.build(transfer, key.seed)
+        network.load_state_dict(teacher.network.state_dict())  # type: ignore[attr-defined]
+        self.fit(key, network, objective, self.data(transfer), is_first=False)
+        return self.field(network), {"phases": self.phases}
+
     def with_inverted(
         self, pairs: Sequence[Tensor], transfer: Transfer, teacher: Field
     ) -> list[Tensor]:
@@ -371,7 +407,7 @@ class FlowStudy:
         if not transfer.target.is_image:
             return flow.rfpp_terms(None)
         _, eye = self.look(seed, transfer)
-        blocks = eye.features.to(self.process.device).blocks
+        blocks = eye.network.to(self.process.device).blocks
         count = len(blocks(transfer.train[:1].to(self.process.device)))
         perceptual = flow.Perceptual(blocks, weights=[_PERCEPTUAL_WEIGHT] * count)
         return flow.rfpp_terms(perceptual)

@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "epochs": 90,
         "batch_size": 8,
         "learning_rate": 1e-3,
-        "bonds": 10.0,
+        "bonds": 20.0,
         "pairs": 512,
         "pair_steps": 50,
         "reflow_epochs": 24,

@@ -1,0 +1,28 @@
+"""The optional libraries: imported where they are used, and missed in one line."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from rectified.errors import UserError
+
+
+def needed(name: str) -> Any:
+    """The package `diffusers`, `transformers` or `peft`.
+
+    Raises:
+        UserError: if it cannot be imported.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{name} is needed for pipelines of diffusers and cannot be imported "
+            f'({first_line(error)}): pip install "rectified[diffusers]"'
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of what another library says, short enough for a line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
