@@ -25,7 +25,7 @@ class ProteinConfig:
             and a .ckpt), or a run of ours. With epochs, they are trained further.
         rounds: 1 is the first flow; each more is a reflow.
         lengths: residues of the samples.
-        steps: evaluations of the network for a sample, the first for comparison.
+        steps: evaluations of the network for a sample; several, to be compared.
         samples: for each length and number of steps.
         rot_step: how rotations move: exact, euler (the reference's steps), linear.
         crop: residues that a chain shows in training; 0 for whole chains.

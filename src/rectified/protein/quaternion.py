@@ -148,9 +148,8 @@ def slerp(
         Unit quaternions; their sign follows `q0`.
 
     Example:
-        >>> half = slerp(0.5, identity(), torch.tensor([0.0, 0.0, 0.0, 1.0]))
-        >>> half.round(decimals=4).tolist()
-        [0.7071, 0.0, 0.0, 0.7071]
+        >>> slerp(0.5, identity(), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+        tensor([0.7071, 0.0000, 0.0000, 0.7071])
     """
     share = t.unsqueeze(-1) if isinstance(t, Tensor) else t
     return normalise(multiply(q0, exp(share * between(q0, q1))))
@@ -163,8 +162,8 @@ def between(q0: Float[Tensor, "*#batch 4"], q1: Float[Tensor, "*#batch 4"]) -> F
     point of it.
 
     Example:
-        >>> between(identity(), exp(torch.tensor([0.0, 0.25, 0.0]))).tolist()
-        [0.0, 0.25, 0.0]
+        >>> between(identity(), exp(torch.tensor([0.0, 0.25, 0.0])))
+        tensor([0.0000, 0.2500, 0.0000])
     """
     return log(multiply(conjugate(q0), q1))
 
@@ -177,8 +176,8 @@ def angular_velocity(
     """The constant rate (radians in a unit of time) that takes `q_t` at time t < 1 to `q1` at 1.
 
     Example:
-        >>> angular_velocity(0.5, identity(), exp(torch.tensor([0.0, 0.25, 0.0]))).tolist()
-        [0.0, 0.5, 0.0]
+        >>> angular_velocity(0.5, identity(), exp(torch.tensor([0.0, 0.25, 0.0])))
+        tensor([0.0000, 0.5000, 0.0000])
     """
     left = 1 - (t.unsqueeze(-1) if isinstance(t, Tensor) else t)
     return between(q_t, q1) / left

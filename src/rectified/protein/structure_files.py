@@ -282,6 +282,7 @@ def pdb_text(models: Sequence[Float[Tensor, "residues atoms 3"]], *, sequence: s
         structure.add_model(_model(gemmi, number, atoms.detach().cpu(), sequence))
     structure.setup_entities()
     options = gemmi.PdbWriteOptions(minimal=True)
+    options.cryst1_record = False  # there is no crystal
     options.ter_records = True
     return str(structure.make_pdb_string(options))
 
