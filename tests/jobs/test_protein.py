@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 
 import gemmi
@@ -271,6 +272,15 @@ def test_impossible_settings_are_refused(change, message):
 def test_nothing_is_written_before_a_mistake_is_found(data, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         run(replace(QUICK, **({"data": data} | change)), Run(tmp_path / "run"), {}, False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_extra_is_one_line_that_names_it(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gemmi", None)
+    assert main(["protein", "--data", data, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert 'pip install "rectified[protein]"' in said
     assert not (tmp_path / "run").exists()
 
 
