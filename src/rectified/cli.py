@@ -55,6 +55,14 @@ VERBS = {  # verb -> what it does, and examples
             "--data PATH/horses --source PATH/zebras --image-size 32",
         ),
     ),
+    "protein": (
+        "protein backbones by a rectified flow: train, reflow, sample, measure",
+        (
+            "--data backbones.npz --preset tiny",
+            "--data FOLDER --preset small --lengths 60,100 --steps 100,20,10",
+            "--checkpoint ckpts/qflow_scope --rounds 1 --lengths 100 --steps 50,10",
+        ),
+    ),
     "diffusion": (
         "rectify a diffusion model on its own pairs: few steps, in its own form",
         (
@@ -96,6 +104,7 @@ _JOBS = {
     "prune": Job("prune", "DEFAULT"),
     "demo": Job("prune", "DEMO", Path("runs/demo")),
     "scatter": Job("scatter", "DEFAULT"),
+    "protein": Job("protein", "DEFAULT"),
     "flow": Job("flow", "DEFAULT"),
     "diffusion": Job("diffusion", "DEFAULT"),
 }

@@ -20,7 +20,7 @@ class SampleOptions:
     Attributes:
         count: how many samples.
         steps: of the solver; 1 for a straightened flow's one step.
-        length: of a protein, in residues.
+        length: of a protein, in residues; as the run was measured by default.
         label: class to generate, for a conditional flow.
         guidance: weight of guidance, for a conditional flow.
         distilled: use the distilled one-step network of the run.
@@ -67,7 +67,7 @@ def sample(folder: Path, options: SampleOptions) -> str:
         "device": options.device,
     }
     if verb == "protein":
-        given |= {"steps": options.steps or 10, "length": options.length or 100}
+        given |= {"steps": options.steps or 10, "length": options.length}
         return str(module.sample_run(folder, **given))
     if options.length is not None:
         raise UserError(f"length is for proteins: leave it out for a run of {verb}")

@@ -1,8 +1,8 @@
 """Results -> one self-contained HTML page that opens without a network.
 
 A page is plain data: a `Page` of `Section`s, each a tuple of parts (`Text`, `Verdict`, `Table`,
-`Figure`, `KeyValues`, `Code`). `render` makes the HTML; `lines` and `bars` make figures from
-numbers. The room knows rows and columns, and nothing of any experiment.
+`Figure`, `KeyValues`, `Code`, `Structures`). `render` makes the HTML; `lines` and `bars` make
+figures from numbers. The room knows rows and columns, and nothing of any experiment.
 """
 
 from rectified.report.page import (
@@ -12,6 +12,7 @@ from rectified.report.page import (
     Page,
     Part,
     Section,
+    Structures,
     Table,
     Text,
     Verdict,
@@ -27,6 +28,7 @@ __all__ = [
     "Part",
     "Section",
     "Series",
+    "Structures",
     "Table",
     "Text",
     "Verdict",

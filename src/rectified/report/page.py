@@ -131,7 +131,38 @@ class Code:
     text: str
 
 
-Part = Text | Verdict | Table | Figure | KeyValues | Code
+@dataclass(frozen=True)
+class Structures:
+    """Molecules in 3-D, side by side, which a reader can turn with the mouse or a finger.
+
+    Drawn as cartoons by 3Dmol.js where that package is installed when the page is made, and as
+    C-alpha traces elsewhere; without scripts and in print, a still trace stands in their place.
+
+    Args:
+        title: what is shown.
+        models: name -> text of a PDB file with C-alphas.
+        alt: what is seen, in words.
+        note: a remark below.
+
+    Raises:
+        UserError: if there is no model, or one has fewer than two C-alphas.
+    """
+
+    title: str
+    models: Mapping[str, str]
+    alt: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise UserError(f"models of {self.title!r} must hold at least one, got none")
+        for name, text in self.models.items():
+            count = text.count(" CA ")
+            if count < 2:
+                raise UserError(f"model {name!r} must have at least two C-alphas, got {count}")
+
+
+Part = Text | Verdict | Table | Figure | KeyValues | Code | Structures
 """What a section holds."""
 
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from rectified.errors import UserError
-from rectified.report.page import Cell, Page, Section, Table
+from rectified.report.page import Cell, Page, Section, Structures, Table
+from rectified.report.structures import trace, viewer
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -54,13 +55,16 @@ def render(page: Page) -> str:
         >>> "<p>a &lt; b</p>" in render(page)
         True
     """
-    script = _read("page.js")
+    scripts = [_read("page.js")]
+    if any(isinstance(part, Structures) for section in page.sections for part in section.parts):
+        library = viewer()
+        scripts = [*([library] if library else []), *scripts]
     return _template().render(
         page=page,
         has_contents=len(page.sections) > 3,
         style=_read("page.css"),
-        script=script,
-        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+        scripts=scripts,
+        hashes=[b64encode(sha256(script.encode()).digest()).decode() for script in scripts],
     )
 
 
@@ -88,6 +92,7 @@ def _template() -> "Template":
         "sort_key": _sort_key,
         "flat": lambda mapping: list(_flat(mapping)),
         "drawing": _drawing,
+        "trace": trace,
     }
     return environment.get_template("page.html")
 
