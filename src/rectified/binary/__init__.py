@@ -36,6 +36,7 @@ from rectified.binary.layers import (
     binary_layers,
     set_progress,
 )
+from rectified.binary.packed import load_packed, pack, save_packed
 from rectified.binary.sign import Estimator, binarize
 
 __all__ = [
@@ -60,8 +61,11 @@ __all__ = [
     "convert",
     "estimating_error",
     "gradient_dispersion",
+    "load_packed",
     "outer_layers",
+    "pack",
     "paper_estimating_error",
     "paper_gradient_instability",
+    "save_packed",
     "set_progress",
 ]

@@ -38,6 +38,8 @@ from rectified.errors import UserError
 
 Values = Float[Tensor, "..."]
 
+_FAR = 1e4  # beyond it FDA's waves stand still: of infinity there is no cosine
+
 
 class Surrogate(nn.Module):
     """What the estimators share: state in buffers, and a slope that can be normalised.
@@ -168,9 +170,7 @@ class ApproxSign(Surrogate):
         return 2 * inside - inside * inside.abs()
 
     def derivative(self, x: Values, /) -> Values:
-        # 1 - |x| first: 2 |x| would be infinite for the largest half-precision numbers
-        slope = 2 * (1 - x.abs())
-        return torch.where(slope > 0, slope, 0.0).to(x.dtype)
+        return 2 - 2 * x.abs().clamp(max=1)
 
 
 class SwishSign(Surrogate):
@@ -207,8 +207,7 @@ class SwishSign(Surrogate):
 
     def derivative(self, x: Values, /) -> Values:
         y = self._scaled(x)
-        slope = self.b * (2 - y * torch.tanh(y / 2)) / (1 + torch.cosh(y))
-        return torch.where(x.isnan(), 0.0, slope).to(x.dtype)
+        return self.b * (2 - y * torch.tanh(y / 2)) / (1 + torch.cosh(y))
 
 
 class DSQ(Surrogate):
@@ -240,7 +239,7 @@ class DSQ(Surrogate):
 
     def derivative(self, x: Values, /) -> Values:
         slope = self.k * (1 - torch.tanh(self.k * x) ** 2) / math.tanh(self.k)
-        return torch.where(x.abs() <= 1, slope, 0.0).to(x.dtype)
+        return slope * (x.abs() <= 1)
 
 
 class EDE(Surrogate):
@@ -286,8 +285,7 @@ class EDE(Surrogate):
 
     def derivative(self, x: Values, /) -> Values:
         t, k = self._shape(x)
-        slope = k * t * (1 - torch.tanh(t * x) ** 2)
-        return torch.where(x.isnan(), 0.0, slope).to(x.dtype)
+        return k * t * (1 - torch.tanh(t * x) ** 2)
 
 
 class RBNN(Surrogate):
@@ -338,8 +336,7 @@ class RBNN(Surrogate):
 
     def derivative(self, x: Values, /) -> Values:
         t, k = self._shape(x)
-        slope = k * t * (math.sqrt(2) - t * x.abs())
-        return torch.where(slope > 0, slope, 0.0).to(x.dtype)
+        return k * t * (math.sqrt(2) - (t * x).abs().clamp(max=math.sqrt(2)))
 
 
 class FDA(Surrogate):
@@ -385,18 +382,17 @@ class FDA(Surrogate):
         self.n = round(self.n_start + progress * (self.n_end - self.n_start))
 
     def value(self, x: Values, /) -> Values:
-        n, total = self.state("n", x), torch.zeros_like(x)
+        n, total, x = self.state("n", x), torch.zeros_like(x), x.clamp(-_FAR, _FAR)
         for i in range(self.n_end + 1):  # all of them: which count is decided on the device
             wave = torch.sin((2 * i + 1) * self.omega * x) / (2 * i + 1)
             total = torch.where(n >= i, total + wave, total)
         return 4 / math.pi * total
 
     def derivative(self, x: Values, /) -> Values:
-        n, total = self.state("n", x), torch.zeros_like(x)
+        n, total, x = self.state("n", x), torch.zeros_like(x), x.clamp(-_FAR, _FAR)
         for i in range(self.n_end + 1):
             total = torch.where(n >= i, total + torch.cos((2 * i + 1) * self.omega * x), total)
-        slope = 4 * self.omega / math.pi * total
-        return torch.where(x.isfinite(), slope, 0.0).to(x.dtype)
+        return 4 * self.omega / math.pi * total
 
 
 class ReSTE(Surrogate):
@@ -455,12 +451,13 @@ class ReSTE(Surrogate):
 
     def derivative(self, x: Values, /) -> Values:
         o, size = self.state("o", x), x.abs()
-        unit = x.std(correction=0) if self.relative else torch.ones_like(o)
-        m = self.m * unit
-        exponent = 1 / o - 1
-        plateau = _positive(m) ** exponent  # of a constant tensor the unit is 0
-        slope = torch.where(size <= m, plateau, size.clamp(min=_positive(m)) ** exponent / o)
-        return torch.where(size <= self.t * unit, slope, 0.0).to(x.dtype)
+        # of a constant tensor the deviation is 0
+        unit = _positive(x.std(correction=0)) if self.relative else torch.ones_like(o)
+        m, t = self.m * unit, self.t * unit
+        tangent = size.clamp(m, t).pow_(1 / o - 1).div_(o)
+        # at m the secant is o times the tangent; factors, since torch.where is slow on a CPU
+        steepened = (size <= m).to(x.dtype).mul_(o - 1).add_(1)
+        return tangent.mul_(steepened).mul_(size <= t)
 
 
 class GainSTE(Surrogate):
@@ -505,7 +502,7 @@ class GainSTE(Surrogate):
 
     def derivative(self, x: Values, /) -> Values:
         gain = self.m ** (1 / self.state("o", x) - 1)
-        return torch.where(x.abs() <= self.t, gain, 0.0).to(x.dtype)
+        return gain * (x.abs() <= self.t)
 
 
 def _power(o_end: float, progress: float) -> float:
