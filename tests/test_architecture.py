@@ -15,9 +15,10 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "runs": set(),
     "training": set(),
     "models": set(),
+    "gang": set(),
     "data": {"training"},
-    "pruning": {"training"},
-    "binary": {"training"},
+    "pruning": {"training", "gang"},
+    "binary": {"training", "gang"},
     "flow": {"training"},
     "protein": {"flow"},
     "scattering": set(),
@@ -27,7 +28,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "cli": {"jobs", "runs", "report", "training"},
     "__main__": {"cli"},
 }
-HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "tyro", "datasets", "scipy", "jinja2")
+HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "tyro", "datasets", "scipy", "jinja2", "numba")
 
 
 def _files() -> list[Path]:

@@ -5,7 +5,7 @@
 
 The rooms, from the door inwards: `sparsify` chooses, `engines` runs single layers, `network` and
 `steps` read a traced network, `builder`, `layout` and `program` make it one table of operations,
-`kernels` executes that, `gang` is its threads; `files` is storage.
+`kernels` executes that; `files` is storage.
 """
 
 from rectified.pruning.sparse.files import load_sparse, save_sparse

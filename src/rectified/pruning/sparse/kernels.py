@@ -13,14 +13,12 @@ that form by itself (it vectorises over j, with gathers), so `accumulate` writes
 instructions out: 16 lanes where the CPU has AVX-512, 8 with AVX2, 4 elsewhere.
 
 Conventions: every position counts floats; addresses count bytes; a negative `initial` means none.
-Everything here is `nogil` and serial: threads are the caller's (see `threads`), because numba's own
-layers either kill forked children (omp) or abort on two Python threads (workqueue).
+Everything here is `nogil` and serial; threads share it as a job (see `rectified.gang`).
 
 The functions that numba compiles carry no annotations and `no_type_check`: it reads their bytecode.
 Compiling takes a few seconds once a machine; numba keeps the result in its cache folder.
 """
 
-import os
 from typing import no_type_check
 
 import numpy as np
@@ -28,6 +26,8 @@ from llvmlite import binding, ir
 from numba import carray, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from rectified.gang import count_up, job, pointer, wait
 
 
 def lanes(features: str) -> int:
@@ -45,7 +45,7 @@ LANES = lanes(getattr(config, "CPU_FEATURES", None) or binding.get_host_cpu_feat
 VECTORS = 8  # vectors of one tile: 8 accumulators hide the latency of a fused multiply-add
 SLACK = 2 * VECTORS * 16  # floats that a tile may read beyond the last plane, at any lane count
 
-SPINS = 2000  # a few microseconds: longer than threads that run are apart
+SHARES = 2  # parts of an operation for each thread, so that a late one delays little
 
 SPARSE, COPY, MAXIMUM, MEAN, TRANSPOSE = range(5)
 
@@ -283,56 +283,6 @@ def bytes_of(typing, array, index):
     return types.CPointer(types.uint8)(array, index), generate
 
 
-@intrinsic
-@no_type_check
-def count_up(typing, counters, index):
-    """Add one to counters[index], for all threads to see, and return the count before."""
-
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        place = builder.gep(data, [arguments[1]])
-        return builder.atomic_rmw("add", place, ir.Constant(_INT, 1), "acq_rel")
-
-    return types.int64(counters, index), generate
-
-
-@intrinsic
-@no_type_check
-def count_of(typing, counters, index):
-    """Read counters[index] as all threads see it."""
-
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
-
-    return types.int64(counters, index), generate
-
-
-@intrinsic
-@no_type_check
-def give_way(typing):
-    """Let another thread have this core."""
-
-    def generate(context, builder, signature, arguments):
-        if os.name == "posix":
-            kind = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _wait(counters, index, count):
-    """Come back when counters[index] is `count`."""
-    spins = 0
-    while count_of(counters, index) < count:
-        spins += 1
-        if spins > SPINS:
-            give_way()
-
-
 @njit(nogil=True, cache=True)
 @no_type_check
 def _share(count, rank, ranks):
@@ -488,10 +438,12 @@ def _transpose(operation, source, target, rows, columns, rank, ranks):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _perform(operation, tables, ports, strides, item, samples, rank, ranks):
+def _perform(operation, tables, arena, ports, strides, item, samples, rank, ranks):
     origin, goal = operation.source_port, operation.target_port
-    source = ports[origin] + 4 * (item * strides[origin] + operation.source)
-    target = ports[goal] + 4 * (item * strides[goal] + operation.target)
+    source = arena if origin == 0 else ports[origin] + 4 * item * strides[origin]
+    target = arena if goal == 0 else ports[goal] + 4 * item * strides[goal]
+    source += 4 * operation.source
+    target += 4 * operation.target
     if operation.kind == SPARSE:
         _sparse(operation, source, target, tables, rank, ranks)
     elif operation.kind == COPY:
@@ -509,35 +461,65 @@ def _perform(operation, tables, ports, strides, item, samples, rank, ranks):
         _transpose(operation, source, target, rows, columns, rank, ranks)
 
 
+# What a run needs, by its place among the words of the job.
+OPERATIONS, COUNT, VALUES, OFFSETS, STARTS, BASES, BIASES, MASKS, PORTS, STRIDES = range(10)
+ARENA, ARENA_FLOATS, ITEMS, SAMPLES, COUNTERS, WORDS = range(10, 16)
+_MANY = 1 << 40  # entries of a table whose length nobody needs
+
+
 @njit(nogil=True, cache=True)
 @no_type_check
-def execute(operations, tables, ports, strides, items, samples, shares, counters):
-    """Run a program on items[0] to items[1] of a batch.
+def _execute(words, part, parts, offsets):
+    """Run a program on a batch: this part's items, or, with counters, a share of each operation.
 
-    With `shares` above 1, any number of threads may call this with the same arguments. Each takes
-    the next share of an operation that is left, so nobody waits for a thread that the system has
-    not started yet; only a share that was begun is waited for.
-
-    Args:
-        operations: array of `OPERATION`.
-        tables: values, offsets, starts, bases, biases and masks of all sparse operations.
-        ports: address of the arena, of each input and of each output.
-        strides: how many floats an item takes in each port; 0 for the arena.
-        items: the first item and the one after the last.
-        samples: how many rows the batch has, for programs whose item is several of them.
-        shares: in how many parts an operation is done; 1 if no other thread helps.
-        counters: two zeros for each operation of each item: shares taken, shares done.
+    With counters, each part takes the next share of an operation that is left, so nobody waits for
+    a part that has not begun; only a share that was begun is waited for.
     """
-    for item in range(items[0], items[1]):
+    operations = carray(pointer(words[OPERATIONS]), (words[COUNT],), dtype=OPERATION)
+    tables = (
+        carray(pointer(words[VALUES]), (_MANY,), dtype=np.float32),
+        offsets,
+        carray(pointer(words[STARTS]), (_MANY,), dtype=np.int64),
+        carray(pointer(words[BASES]), (_MANY,), dtype=np.int64),
+        carray(pointer(words[BIASES]), (_MANY,), dtype=np.float32),
+        carray(pointer(words[MASKS]), (_MANY,), dtype=np.uint8),
+    )
+    ports = carray(pointer(words[PORTS]), (_MANY,), dtype=np.int64)
+    strides = carray(pointer(words[STRIDES]), (_MANY,), dtype=np.int64)
+    items, samples, counters = words[ITEMS], words[SAMPLES], words[COUNTERS]
+    if counters == 0:
+        arena = words[ARENA] + 4 * part * words[ARENA_FLOATS]
+        for item in range(items * part // parts, items * (part + 1) // parts):
+            for number in range(operations.shape[0]):
+                operation = operations[number]
+                _perform(operation, tables, arena, ports, strides, item, samples, 0, 1)
+        return
+    shares = SHARES * parts
+    for item in range(items):
         for number in range(operations.shape[0]):
             operation = operations[number]
-            if shares == 1:
-                _perform(operation, tables, ports, strides, item, samples, 0, 1)
-                continue
-            taken = 2 * ((item - items[0]) * operations.shape[0] + number)
-            share = count_up(counters, taken)
+            taken = counters + 16 * (item * operations.shape[0] + number)
+            share = count_up(taken)
             while share < shares:
-                _perform(operation, tables, ports, strides, item, samples, share, shares)
-                count_up(counters, taken + 1)
-                share = count_up(counters, taken)
-            _wait(counters, taken + 1, shares)
+                _perform(
+                    operation, tables, words[ARENA], ports, strides, item, samples, share, shares
+                )
+                count_up(taken + 8)
+                share = count_up(taken)
+            wait(taken + 8, shares)
+
+
+@job
+@no_type_check
+def execute(words, part, parts):
+    """Run a program whose offsets are short."""
+    offsets = carray(pointer(words[OFFSETS]), (_MANY,), dtype=np.uint16)
+    _execute(words, part, parts, offsets)
+
+
+@job
+@no_type_check
+def execute_wide(words, part, parts):
+    """Run a program whose offsets are long."""
+    offsets = carray(pointer(words[OFFSETS]), (_MANY,), dtype=np.uint32)
+    _execute(words, part, parts, offsets)

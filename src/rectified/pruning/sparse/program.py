@@ -12,6 +12,7 @@ Threads share the items of a batch, or, if there is only one, the planes of ever
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rectified.gang import address, run
 from rectified.pruning.sparse import kernels
-from rectified.pruning.sparse.gang import together
 
-GANG_WORK = 500_000  # vector operations, about 200 microseconds: less is not worth a hand-over
-SHARES = 2  # parts of an operation for each thread, so that a late one delays little
+GANG_WORK = 20_000  # vector operations, about 10 microseconds: less is not worth a hand-over
 
 
 class Program:
@@ -42,8 +42,18 @@ class Program:
         lanes: int,
         threads: int,
     ) -> None:
-        self._operations, self._tables, self._strides = operations, tables, strides
-        self._size, self._shapes, self._lanes, self._threads = size, list(shapes), lanes, threads
+        self._built = (operations, tables, strides, size, list(shapes), lanes, threads)
+        self._size = -(-(size + kernels.SLACK) // 16) * 16  # an arena for each thread
+        self._shapes, self._lanes, self._threads = list(shapes), lanes, threads
+        self._job = kernels.execute if tables[1].dtype == np.uint16 else kernels.execute_wide
+        self._words = np.zeros(kernels.WORDS, np.int64)
+        self._words[: kernels.PORTS] = [
+            address(operations),
+            len(operations),
+            *(address(table) for table in tables),
+        ]
+        self._words[kernels.STRIDES] = address(strides)
+        self._words[kernels.ARENA_FLOATS] = self._size
         self._arenas: list[Tensor] = []
         self._work = _work(operations, tables[2])
 
@@ -61,62 +71,30 @@ class Program:
         inputs = tuple(x.contiguous() for x in inputs)
         outputs = [inputs[0].new_empty(samples, *shape) for shape in self._shapes]
         ports = [0, *(x.data_ptr() for x in inputs), *(y.data_ptr() for y in outputs)]
-        ranks = self._threads
-        if ranks > 1 and items >= ranks:
-            done = together(lambda rank: self._items(ports, items, samples, rank, ranks), ranks)
-        elif ranks > 1 and items * self._work > GANG_WORK:
-            done = self._side_by_side(ports, items, samples)
-        else:
-            done = False
-        if not done:
-            self._items(ports, items, samples, 0, 1)
+        threads, counters = self._threads, 0
+        if items < threads and items * self._work > GANG_WORK:
+            shared = np.zeros(2 * items * len(self._built[0]), np.int64)
+            counters = address(shared)
+        elif items < threads:
+            threads = 1
+        arena, places = self._borrow(), np.array(ports, np.int64)
+        words = self._words.copy()
+        words[kernels.PORTS], words[kernels.ARENA] = address(places), arena.data_ptr()
+        words[kernels.ITEMS], words[kernels.SAMPLES] = items, samples
+        words[kernels.COUNTERS] = counters
+        run(self._job, words, threads, threads)
+        self._arenas.append(arena)
         return outputs
 
-    def _items(self, ports: list[int], items: int, samples: int, rank: int, ranks: int) -> None:
-        """Run this thread's items."""
-        mine = (items * rank // ranks, items * (rank + 1) // ranks)
-        arena = self._borrow()
-        self._execute(arena, ports, mine, samples, 1, np.zeros(0, np.int64))
-        self._arenas.append(arena)
-
-    def _side_by_side(self, ports: list[int], items: int, samples: int) -> bool:
-        """Let all threads share every operation."""
-        arena, shares = self._borrow(), SHARES * self._threads
-        counters = np.zeros(2 * items * len(self._operations), np.int64)
-        done = together(
-            lambda rank: self._execute(arena, ports, (0, items), samples, shares, counters),
-            self._threads,
-        )
-        self._arenas.append(arena)
-        return done
-
-    def _execute(
-        self,
-        arena: Tensor,
-        ports: list[int],
-        items: tuple[int, int],
-        samples: int,
-        shares: int,
-        counters: NDArray[np.int64],
-    ) -> None:
-        places = np.array([arena.data_ptr(), *ports[1:]], np.int64)
-        kernels.execute(
-            self._operations,
-            self._tables,
-            places,
-            self._strides,
-            items,
-            samples,
-            shares,
-            counters,
-        )
+    def __reduce__(self) -> tuple[type[Program], tuple[Any, ...]]:
+        return Program, self._built  # a copy has its own addresses and arenas
 
     def _borrow(self) -> Tensor:
         try:
             return self._arenas.pop()
         except IndexError:
             # Zeros once: no operation ever writes into a halo.
-            return torch.zeros(self._size + kernels.SLACK)
+            return torch.zeros(self._threads * self._size)
 
 
 def _work(operations: np.ndarray, starts: NDArray[np.generic]) -> int:

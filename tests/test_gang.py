@@ -1,0 +1,139 @@
+"""Threads that share one compiled job."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from numba import carray
+
+from rectified import gang
+from rectified.gang import Gang, address, count_up, job, look, pause, pointer, wait
+
+
+@job
+def mark(words, part, parts):
+    """Count one in this part's entry, after some work."""
+    for _ in range(words[1]):
+        pause()
+    carray(pointer(words[0]), (parts,), np.int64)[part] += 1
+
+
+@job
+def meet(words, part, parts):
+    """Say that this part has begun; part 0 then waits for whatever others have begun to end."""
+    begun, ended = words[0], words[0] + 8
+    count_up(begun)
+    for _ in range(1000):
+        pause()
+    if part:
+        count_up(ended)
+    else:
+        wait(ended, look(begun) - 1)
+
+
+def marks(own: Gang, parts: int, threads: int, work: int = 0) -> list[int]:
+    counts = np.zeros(parts, np.int64)
+    own.run(mark, np.array([address(counts), work]), parts, threads)
+    return counts.tolist()
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4])
+@pytest.mark.parametrize("parts", [1, 2, 7, 100])
+def test_every_part_is_done_once(cores: int, parts: int) -> None:
+    own = Gang(cores)
+    for threads in (1, 2, 4):
+        for _ in range(20):
+            assert marks(own, parts, threads) == parts * [1]
+    own.dismiss()
+
+
+def test_no_more_threads_are_started_than_may_run() -> None:
+    own = Gang(3)
+    marks(own, 100, 1)
+    assert len(own._workers) == 0
+    marks(own, 2, 8)
+    assert len(own._workers) == 1
+    marks(own, 100, 8)
+    assert len(own._workers) == 2
+    own.dismiss()
+
+
+def test_two_threads_share_the_parts() -> None:
+    own, begun = Gang(2), 0
+    for _ in range(100):
+        counts = np.zeros(2, np.int64)
+        own.run(meet, np.array([address(counts)]), 2, 2)
+        begun = int(counts[0])
+    assert begun == 2
+    own.dismiss()
+
+
+def test_workers_sleep_and_are_woken() -> None:
+    own = Gang(2)
+    marks(own, 2, 2)
+    for _ in range(5):
+        until = time.monotonic() + 10
+        while not own._asleep and time.monotonic() < until:
+            time.sleep(0.001)
+        assert len(own._asleep) == 1
+        assert marks(own, 2, 2) == [1, 1]
+    own.dismiss()
+
+
+def test_concurrent_callers_all_get_their_work_done() -> None:
+    own, wrong = Gang(3), []
+
+    def call(parts: int) -> None:
+        for _ in range(300):
+            if marks(own, parts, 3, work=10) != parts * [1]:
+                wrong.append(parts)
+
+    callers = [threading.Thread(target=call, args=(parts,)) for parts in (2, 3, 5, 8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+    own.dismiss()
+
+
+def test_a_dismissed_gang_starts_anew() -> None:
+    own = Gang(2)
+    marks(own, 2, 2)
+    (worker,) = own._workers
+    own.dismiss()
+    assert not worker.is_alive()
+    assert marks(own, 5, 2) == 5 * [1]
+    own.dismiss()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_gets_a_gang_of_its_own() -> None:
+    assert marks(gang._gang, 4, 2) == 4 * [1]
+    child = os.fork()
+    if child == 0:
+        counts = np.zeros(4, np.int64)
+        gang.run(mark, np.array([address(counts), 0]), 4, 2)
+        os._exit(0 if counts.tolist() == 4 * [1] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_interpreter_ends_while_a_worker_watches() -> None:
+    code = """
+import numpy as np
+from rectified import gang
+from tests.test_gang import mark
+counts = np.zeros(4, np.int64)
+gang.WATCH = 0.2
+gang.run(mark, np.array([gang.address(counts), 0]), 4, 2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
