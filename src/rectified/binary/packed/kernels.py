@@ -518,26 +518,51 @@ def _words_of_planes(typing, floats, plane, channels, thresholds, out, out_step)
     return types.void(*[types.int64] * 6), generate
 
 
+@njit(nogil=True, cache=True)
+@no_type_check
+def _pack_row(line, thresholds, flips, out, channels):
+    count, whole = (channels + 63) // 64, channels // 64
+    flip = carray(pointer(flips), (count,), np.uint64)
+    packed = carray(pointer(out), (count,), np.uint64)
+    for word in range(whole):
+        packed[word] = _word_of_row(line + 256 * word, thresholds + 256 * word) ^ flip[word]
+    if whole < count:
+        rest = carray(pointer(line + 256 * whole), (channels - 64 * whole,), np.float32)
+        least = carray(pointer(thresholds + 256 * whole), (len(rest),), np.float32)
+        bits = np.uint64(0)
+        for index in range(len(rest)):
+            if rest[index] >= least[index]:
+                bits |= np.uint64(1) << np.uint64(index)
+        packed[whole] = bits ^ flip[whole]
+
+
 @job
 @no_type_check
 def pack_rows(words, part, parts):
     """Rows of floats to words: addresses of floats, thresholds, flips, out; rows, channels."""
     floats, thresholds, flips, out, rows, channels = carray(words, (6,))
-    count, whole = (channels + 63) // 64, channels // 64
-    flip = carray(pointer(flips), (count,), np.uint64)
+    size = 8 * ((channels + 63) // 64)
     for row in range(rows * part // parts, rows * (part + 1) // parts):
-        line, target = floats + 4 * row * channels, out + 8 * row * count
-        packed = carray(pointer(target), (count,), np.uint64)
-        for word in range(whole):
-            packed[word] = _word_of_row(line + 256 * word, thresholds + 256 * word) ^ flip[word]
-        if whole < count:
-            rest = carray(pointer(line + 256 * whole), (channels - 64 * whole,), np.float32)
-            least = carray(pointer(thresholds + 256 * whole), (len(rest),), np.float32)
-            bits = np.uint64(0)
-            for index in range(len(rest)):
-                if rest[index] >= least[index]:
-                    bits |= np.uint64(1) << np.uint64(index)
-            packed[whole] = bits ^ flip[whole]
+        _pack_row(floats + 4 * row * channels, thresholds, flips, out + size * row, channels)
+
+
+@job
+@no_type_check
+def float_rows(words, part, parts):
+    """`float_products` of a few rows of floats; behind its words: floats, thresholds, flips.
+
+    Every part packs all rows, to the same place and the same bits: they are few, and to wait for
+    another part would take longer.
+    """
+    plan = carray(words, (SIZE + 3,))
+    floats, thresholds, flips = plan[SIZE], plan[SIZE + 1], plan[SIZE + 2]
+    channels, size = plan[CHANNELS], 8 * plan[WORDS]
+    for row in range(plan[OUT_COLUMNS]):
+        line = floats + 4 * row * channels
+        _pack_row(line, thresholds, flips, plan[BITS] + size * row, channels)
+    panels = (plan[OUTPUTS] + PANEL - 1) // PANEL
+    for panel in range(panels * part // parts, panels * (part + 1) // parts):
+        _float_unit(plan, 0, 0, 0, panel)
 
 
 @job

@@ -94,6 +94,8 @@ class PackedProduct(nn.Module):
             self.thresholds, self.flips = step.thresholds, step.flips
 
     def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        if self.is_linear and not self.has_step and x.dtype != torch.int64:
+            return self._rows(x)
         geometry = (self.inputs, self.outputs, self.kernel, self.stride, self.padding)
         bits = x if x.dtype == torch.int64 else self._packed(x)
         if self.has_step:
@@ -101,16 +103,19 @@ class PackedProduct(nn.Module):
                 bits, self.panels, self.thresholds, self.flips, *geometry
             )
         y = operations.products(bits, self.panels, self.alpha, self.bias, *geometry)
-        if not self.is_linear:
-            return y
-        rows = y.movedim(1, -1)
-        return rows.view(*x.shape[:-1], -1) if x.dtype != torch.int64 else rows.flatten(0, 2)
+        return y.movedim(1, -1).flatten(0, 2) if self.is_linear else y
+
+    def _rows(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        rows = x if x.ndim == 2 else x.reshape(-1, self.inputs)
+        weights = (self.panels, self.alpha, self.bias)
+        y = operations.linear(rows, self.input_thresholds, self.input_flips, *weights, self.outputs)
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], self.outputs)
 
     def _packed(self, x: Float[Tensor, "..."]) -> Tensor:
         if self.is_linear:
-            rows = x.reshape(-1, self.inputs)
-            return operations.pack(rows, self.input_thresholds, self.input_flips)[None, None]
-        return operations.pack(x, self.input_thresholds, self.input_flips)
+            x = x.reshape(-1, self.inputs)
+        bits = operations.pack(x, self.input_thresholds, self.input_flips)
+        return bits[None, None] if self.is_linear else bits
 
     def extra_repr(self) -> str:
         words = f"{self.inputs}, {self.outputs}"
@@ -135,6 +140,7 @@ class PoolBits(nn.Module):
         self, words: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
     ) -> None:
         super().__init__()
+        self.words = words
         self.kernel, self.stride, self.padding = list(kernel), list(stride), list(padding)
         self.register_buffer("flips", torch.zeros(words, dtype=torch.int64))
 

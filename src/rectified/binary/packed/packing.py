@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -71,11 +72,10 @@ class PackedModel(nn.Module):
         super().__init__()
         self.network = network
         self.layers, self.notes = tuple(layers), tuple(notes)
-        self.eval()
+        self.eval().requires_grad_(False)
 
     def forward(self, *inputs: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        with torch.no_grad():
-            return self.network(*inputs)
+        return self.network(*inputs)
 
 
 @torch.no_grad()
@@ -104,12 +104,13 @@ def pack(model: nn.Module) -> PackedModel:
     """
     _check(model)
     copied = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    if isinstance(copied, BinaryConv2d | BinaryLinear):
+        return PackedModel(_layer(copied), [_entry("", copied, "floats", "floats")])
     try:
         traced = trace(copied)
     except UserError as error:
         return _pack_layers(copied, str(error))
-    is_alone = isinstance(model, BinaryConv2d | BinaryLinear)
-    return _Packer(traced, "" if not is_alone else type(model).__name__).packed()
+    return _Packer(traced).packed()
 
 
 def _check(model: nn.Module) -> None:
@@ -153,9 +154,11 @@ def _bias(layer: BinaryLayer) -> Tensor:
 
 
 def _product(layer: BinaryLayer, step: Step | None = None) -> PackedProduct:
-    options = {"is_linear": isinstance(layer, BinaryLinear), "has_step": step is not None}
+    has_step = step is not None
     if isinstance(layer, BinaryLinear):
-        made = PackedProduct(layer.in_features, layer.out_features, **options)
+        made = PackedProduct(
+            layer.in_features, layer.out_features, is_linear=True, has_step=has_step
+        )
     else:
         made = PackedProduct(
             layer.in_channels,
@@ -163,25 +166,22 @@ def _product(layer: BinaryLayer, step: Step | None = None) -> PackedProduct:
             layer.kernel_size,
             layer.stride,
             _padding(layer),
-            **options,
+            has_step=has_step,
         )
     made.fill(layer.latent_weight(), layer.alpha(), _bias(layer), step)
     return made
 
 
 def _signed(layer: BinaryLayer) -> SignedLayer:
-    inner: nn.Conv2d | nn.Linear
+    inner: Any = layer
     if isinstance(layer, BinaryLinear):
         inner = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     else:
+        shape: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
         inner = nn.Conv2d(
             layer.in_channels,
             layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
+            *shape,
             bias=False,
             padding_mode=layer.padding_mode,
             device="meta",
@@ -199,12 +199,15 @@ def _entry(name: str, layer: BinaryLayer, reads: str, gives: str) -> PackedLayer
     return PackedLayer(name, way, reads, gives, 4 * count, -(-count // 8), reason)
 
 
+def _layer(layer: BinaryLayer) -> nn.Module:
+    return _signed(layer) if reason_for_float(layer) else _product(layer)
+
+
 def _pack_layers(model: nn.Module, reason: str) -> PackedModel:
     """Layer by layer, where the graph cannot be seen."""
     layers = []
     for name, layer in binary_layers(model).items():
-        made = _signed(layer) if reason_for_float(layer) else _product(layer)
-        model.set_submodule(name, made)
+        model.set_submodule(name, _layer(layer))
         layers.append(_entry(name, layer, "floats", "floats"))
     return PackedModel(model, layers, [f"layers do not pass bits on: {reason}"])
 
@@ -222,9 +225,8 @@ class _Passage:
 class _Packer:
     """Rewrites the graph of one network."""
 
-    def __init__(self, traced: fx.GraphModule, alone: str) -> None:
+    def __init__(self, traced: fx.GraphModule) -> None:
         self.traced = traced
-        self.alone = alone
         self.modules = dict(traced.named_modules())
         self.layers: dict[Node, BinaryLayer] = {}
         for node in traced.graph.nodes:
@@ -244,7 +246,7 @@ class _Packer:
         self.traced.recompile()
         self.traced.delete_all_unused_submodules()
         entries = [
-            _entry(self.alone or str(node.target), layer, reads[node], gives[node])
+            _entry(str(node.target), layer, reads[node], gives[node])
             for node, layer in self.layers.items()
         ]
         return PackedModel(self.traced, entries)
@@ -286,8 +288,8 @@ class _Packer:
     def _passage(self, node: Node) -> _Passage | None:
         """What stands between a layer and the layers that read nothing else."""
         nodes: list[Node] = []
-        pool, parts = None, ([], [])  # type: tuple[Node | None, tuple[list[nn.Module], ...]]
-        here = node
+        parts: tuple[list[nn.Module], ...] = ([], [])  # before and behind the pool
+        pool, here = None, node
         while len(here.users) == 1 and not self._are_layers(here):
             here = next(iter(here.users))
             module = module_of(here, self.modules)
