@@ -309,8 +309,8 @@ def _layers(layers: Sequence[Row], details: Mapping[str, Any]) -> Iterator[Part]
         (layer, tensor, NAMES[estimator], *(_mean(members, name) for name in quantities))
         for (layer, tensor, estimator), members in groups.items()
     ]
-    columns = ("layer", "of", "estimator", "error", "gain", "slope spread", "inside 0.1")
-    columns += ("beyond 1.5", "dispersion", "flipped")
+    columns: tuple[str, ...] = ("layer", "of", "estimator", "error", "gain", "slope spread")
+    columns += ("inside 0.1", "beyond 1.5", "dispersion", "flipped")
     yield Table(
         "Indicators of the last update, mean over seeds",
         columns,

@@ -177,19 +177,18 @@ def _signed(layer: BinaryLayer) -> SignedLayer:
     if isinstance(layer, BinaryLinear):
         inner = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     else:
-        shape: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
-        inner = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            *shape,
-            bias=False,
-            padding_mode=layer.padding_mode,
-            device="meta",
-        )
+        inner = _same_shape(layer)
     inner.weight = nn.Parameter(layer.binary_weight().detach(), requires_grad=False)
     made = SignedLayer(inner, layer.activation_bits)
     made.alpha, made.bias = layer.alpha().clone(), _bias(layer)
     return made
+
+
+def _same_shape(layer: BinaryConv2d) -> nn.Conv2d:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    arguments: dict[str, Any] = {name: getattr(layer, name) for name in names}
+    arguments |= {"groups": layer.groups, "padding_mode": layer.padding_mode}
+    return nn.Conv2d(**arguments, bias=False, device="meta")
 
 
 def _entry(name: str, layer: BinaryLayer, reads: str, gives: str) -> PackedLayer:
