@@ -37,8 +37,7 @@ from rectified.binary.sign import binarize
 from rectified.errors import UserError
 
 Values = Float[Tensor, "..."]
-
-_FAR = 1e4  # beyond it FDA's waves stand still: of infinity there is no cosine
+Number = float | int  # run-time checks of types know no numeric tower
 
 
 class Surrogate(nn.Module):
@@ -53,7 +52,7 @@ class Surrogate(nn.Module):
         state: buffers without axes, by name.
     """
 
-    def __init__(self, *, normalize_gain: bool = False, **state: float) -> None:
+    def __init__(self, *, normalize_gain: bool = False, **state: Number) -> None:
         super().__init__()
         self.normalize_gain = normalize_gain
         for name, value in state.items():
@@ -69,7 +68,7 @@ class Surrogate(nn.Module):
         """A part of the state, in the precision of `x`."""
         return self.get_buffer(name).to(x.dtype)
 
-    def schedule(self, progress: float) -> None:
+    def schedule(self, progress: Number) -> None:
         """Set the state for `progress` in [0, 1] of the training; here there is none to set."""
 
     def value(self, x: Values, /) -> Values:
@@ -137,7 +136,7 @@ class ClippedSTE(Surrogate):
         [0.0, 1.0, 1.0]
     """
 
-    def __init__(self, c: float = 1.0, *, normalize_gain: bool = False) -> None:
+    def __init__(self, c: Number = 1.0, *, normalize_gain: bool = False) -> None:
         _check(c=(c, c > 0, "above 0"))
         super().__init__(normalize_gain=normalize_gain)
         self.c = c
@@ -191,7 +190,7 @@ class SwishSign(Surrogate):
         [5.0]
     """
 
-    def __init__(self, b: float = 5.0, *, normalize_gain: bool = False) -> None:
+    def __init__(self, b: Number = 5.0, *, normalize_gain: bool = False) -> None:
         _check(b=(b, b > 0, "above 0"))
         super().__init__(normalize_gain=normalize_gain)
         self.b = b
@@ -228,7 +227,7 @@ class DSQ(Surrogate):
         [-1.0, 1.0]
     """
 
-    def __init__(self, alpha: float = 0.4, *, normalize_gain: bool = False) -> None:
+    def __init__(self, alpha: Number = 0.4, *, normalize_gain: bool = False) -> None:
         _check(alpha=(alpha, 0 < alpha < 1, "in (0, 1)"))
         super().__init__(normalize_gain=normalize_gain)
         self.alpha = alpha
@@ -266,13 +265,13 @@ class EDE(Surrogate):
     """
 
     def __init__(
-        self, t_min: float = 0.1, t_max: float = 10.0, *, normalize_gain: bool = False
+        self, t_min: Number = 0.1, t_max: Number = 10.0, *, normalize_gain: bool = False
     ) -> None:
         _check(t_min=(t_min, t_min > 0, "above 0"), t_max=(t_max, t_max >= t_min, "at least t_min"))
         super().__init__(normalize_gain=normalize_gain, t=t_min)
         self.t_min, self.t_max = t_min, t_max
 
-    def schedule(self, progress: float) -> None:
+    def schedule(self, progress: Number) -> None:
         self.t = self.t_min * (self.t_max / self.t_min) ** progress
 
     def _shape(self, x: Values) -> tuple[Tensor, Tensor]:
@@ -310,8 +309,8 @@ class RBNN(Surrogate):
 
     def __init__(
         self,
-        t_min: float = 1e-2,
-        t_max: float = 10.0,
+        t_min: Number = 1e-2,
+        t_max: Number = 10.0,
         *,
         activations: bool = False,
         normalize_gain: bool = False,
@@ -320,7 +319,7 @@ class RBNN(Surrogate):
         super().__init__(normalize_gain=normalize_gain, t=t_min)
         self.t_min, self.t_max, self.activations = t_min, t_max, activations
 
-    def schedule(self, progress: float) -> None:
+    def schedule(self, progress: Number) -> None:
         self.t = self.t_min * (self.t_max / self.t_min) ** progress
 
     def _shape(self, x: Values) -> tuple[Tensor, Tensor]:
@@ -366,7 +365,7 @@ class FDA(Surrogate):
         self,
         n_start: int = 9,
         n_end: int = 18,
-        omega: float = math.pi / 3,
+        omega: Number = math.pi / 3,
         *,
         normalize_gain: bool = False,
     ) -> None:
@@ -378,18 +377,22 @@ class FDA(Surrogate):
         super().__init__(normalize_gain=normalize_gain, n=n_start)
         self.n_start, self.n_end, self.omega = n_start, n_end, omega
 
-    def schedule(self, progress: float) -> None:
+    def schedule(self, progress: Number) -> None:
         self.n = round(self.n_start + progress * (self.n_end - self.n_start))
 
+    def _near(self, x: Values) -> Values:
+        # of infinity there is no sine, and in half precision 37 x soon is infinite
+        return x.clamp(-1000, 1000)
+
     def value(self, x: Values, /) -> Values:
-        n, total, x = self.state("n", x), torch.zeros_like(x), x.clamp(-_FAR, _FAR)
+        n, total, x = self.state("n", x), torch.zeros_like(x), self._near(x)
         for i in range(self.n_end + 1):  # all of them: which count is decided on the device
             wave = torch.sin((2 * i + 1) * self.omega * x) / (2 * i + 1)
             total = torch.where(n >= i, total + wave, total)
         return 4 / math.pi * total
 
     def derivative(self, x: Values, /) -> Values:
-        n, total, x = self.state("n", x), torch.zeros_like(x), x.clamp(-_FAR, _FAR)
+        n, total, x = self.state("n", x), torch.zeros_like(x), self._near(x)
         for i in range(self.n_end + 1):
             total = torch.where(n >= i, total + torch.cos((2 * i + 1) * self.omega * x), total)
         return 4 * self.omega / math.pi * total
@@ -431,11 +434,11 @@ class ReSTE(Surrogate):
 
     def __init__(
         self,
-        o_end: float = 3.0,
-        m: float = 0.1,
-        t: float = 1.5,
+        o_end: Number = 3.0,
+        m: Number = 0.1,
+        t: Number = 1.5,
         *,
-        o: float = 1.0,
+        o: Number = 1.0,
         relative: bool = False,
         normalize_gain: bool = False,
     ) -> None:
@@ -443,7 +446,7 @@ class ReSTE(Surrogate):
         super().__init__(normalize_gain=normalize_gain, o=o)
         self.o_end, self.m, self.t, self.relative = o_end, m, t, relative
 
-    def schedule(self, progress: float) -> None:
+    def schedule(self, progress: Number) -> None:
         self.o = _power(self.o_end, progress)
 
     def value(self, x: Values, /) -> Values:
@@ -483,18 +486,18 @@ class GainSTE(Surrogate):
 
     def __init__(
         self,
-        o_end: float = 3.0,
-        m: float = 0.1,
-        t: float = 1.5,
+        o_end: Number = 3.0,
+        m: Number = 0.1,
+        t: Number = 1.5,
         *,
-        o: float = 1.0,
+        o: Number = 1.0,
         normalize_gain: bool = False,
     ) -> None:
         _check_powers(o_end, m, t, o)
         super().__init__(normalize_gain=normalize_gain, o=o)
         self.o_end, self.m, self.t = o_end, m, t
 
-    def schedule(self, progress: float) -> None:
+    def schedule(self, progress: Number) -> None:
         self.o = _power(self.o_end, progress)
 
     def value(self, x: Values, /) -> Values:
@@ -505,11 +508,11 @@ class GainSTE(Surrogate):
         return gain * (x.abs() <= self.t)
 
 
-def _power(o_end: float, progress: float) -> float:
+def _power(o_end: Number, progress: Number) -> float:
     return 1 + (o_end - 1) * (1 - math.cos(progress * math.pi / 2))
 
 
-def _check_powers(o_end: float, m: float, t: float, o: float) -> None:
+def _check_powers(o_end: Number, m: Number, t: Number, o: Number) -> None:
     _check(
         o_end=(o_end, 1 <= o_end < math.inf, "at least 1"),
         m=(m, m > 0, "above 0"),
@@ -518,7 +521,7 @@ def _check_powers(o_end: float, m: float, t: float, o: float) -> None:
     )
 
 
-def _check(**rules: tuple[float, bool, str]) -> None:
+def _check(**rules: tuple[Number, bool, str]) -> None:
     for name, (value, holds, rule) in rules.items():
         if not holds:
             raise UserError(f"{name} must be {rule}, got {value}")

@@ -190,10 +190,10 @@ def binary_layers(model: nn.Module) -> dict[str, BinaryLayer]:
 
 @runtime_checkable
 class _Moving(Protocol):
-    def schedule(self, progress: float) -> None: ...
+    def schedule(self, progress: float | int) -> None: ...
 
 
-def set_progress(model: nn.Module, progress: float) -> None:
+def set_progress(model: nn.Module, progress: float | int) -> None:
     """Move every estimator in a network to `progress` in [0, 1] of the training.
 
     Raises:

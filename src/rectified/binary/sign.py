@@ -8,7 +8,7 @@ is a function f close to the sign, used through its slope f' alone. Its value f 
 from the sign (`rectified.binary.indicators`).
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -47,7 +47,7 @@ def binarize(x: Float[Tensor, "..."], estimator: Estimator) -> Float[Tensor, "..
         >>> [round(slope, 3) for slope in x.grad.tolist()]
         [0.0, 0.529, 4.642, 4.642]
     """
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not torch.is_grad_enabled():  # under vmap x.requires_grad does not say whether it does
         return sign(x)
     with torch.no_grad():
         slope = estimator.slope(x)
@@ -71,14 +71,17 @@ class _Sign(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @no_type_check  # compiled: torch.compile looks into these three
     def forward(x: Tensor, slope: Tensor) -> Tensor:
         return sign(x)
 
     @staticmethod
+    @no_type_check
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
+    @no_type_check
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
         return gradients[0] * slope, None
