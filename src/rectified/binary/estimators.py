@@ -457,7 +457,7 @@ class ReSTE(Surrogate):
         # of a constant tensor the deviation is 0
         unit = _positive(x.std(correction=0)) if self.relative else torch.ones_like(o)
         m, t = self.m * unit, self.t * unit
-        tangent = size.clamp(m, t).pow_(1 / o - 1).div_(o)
+        tangent = (size.clamp(m, t) ** (1 / o - 1)).div_(o)
         # at m the secant is o times the tangent; factors, since torch.where is slow on a CPU
         steepened = (size <= m).to(x.dtype).mul_(o - 1).add_(1)
         return tangent.mul_(steepened).mul_(size <= t)
