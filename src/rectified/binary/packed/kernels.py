@@ -52,6 +52,9 @@ GROUPS = PANEL // (LANES * VECTORS)  # in which a panel is done: all at once, or
     OUT,
     SCALE,  # alphas, or thresholds
     SHIFT,  # biases, or flips
+    FLOATS,  # what `float_rows` packs, with what thresholds and flips
+    INPUT_THRESHOLDS,
+    INPUT_FLIPS,
     IMAGES,
     HEIGHT,
     WIDTH,
@@ -69,7 +72,7 @@ GROUPS = PANEL // (LANES * VECTORS)  # in which a panel is done: all at once, or
     BLOCK_ROWS,  # of output pixels that one unit of work holds
     BLOCK_COLUMNS,
     SIZE,
-) = range(22)
+) = range(25)
 
 _INT, _INT32, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _WORDS = ir.VectorType(_INT, LANES)
@@ -549,13 +552,13 @@ def pack_rows(words, part, parts):
 @job
 @no_type_check
 def float_rows(words, part, parts):
-    """`float_products` of a few rows of floats; behind its words: floats, thresholds, flips.
+    """`float_products` of a few rows of floats.
 
     Every part packs all rows, to the same place and the same bits: they are few, and to wait for
     another part would take longer.
     """
-    plan = carray(words, (SIZE + 3,))
-    floats, thresholds, flips = plan[SIZE], plan[SIZE + 1], plan[SIZE + 2]
+    plan = carray(words, (SIZE,))
+    floats, thresholds, flips = plan[FLOATS], plan[INPUT_THRESHOLDS], plan[INPUT_FLIPS]
     channels, size = plan[CHANNELS], 8 * plan[WORDS]
     for row in range(plan[OUT_COLUMNS]):
         line = floats + 4 * row * channels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,8 +108,16 @@ class PackedProduct(nn.Module):
 
     def _rows(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         rows = x if x.ndim == 2 else x.reshape(-1, self.inputs)
-        weights = (self.panels, self.alpha, self.bias)
-        y = operations.linear(rows, self.input_thresholds, self.input_flips, *weights, self.outputs)
+        kept: Any = self._buffers  # nn.Module's attributes take microseconds, as one row does
+        y = operations.linear(
+            rows,
+            kept["input_thresholds"],
+            kept["input_flips"],
+            kept["panels"],
+            kept["alpha"],
+            kept["bias"],
+            self.outputs,
+        )
         return y if x.ndim == 2 else y.view(*x.shape[:-1], self.outputs)
 
     def _packed(self, x: Float[Tensor, "..."]) -> Tensor:

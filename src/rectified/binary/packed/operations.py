@@ -30,6 +30,7 @@ from rectified.binary.packed.bits import (
 
 BLOCK_WORDS = 4096  # 32 KiB of inputs stay in the first cache while panels pass
 ALONE = 150_000  # word products, some microseconds, below which one thread does it all
+ADDRESSES = 8  # words of a job that are addresses
 FEW = 4  # rows, a tile of the kernels
 PARTS = 4  # for each thread, so that a late one costs little
 
@@ -126,7 +127,7 @@ def _plan(
     padding: tuple[int, int],
     threads: int,
 ) -> tuple[np.ndarray, int, int]:
-    """The numbers of a job, its parts and its threads; room for five addresses in front."""
+    """The numbers of a job, its parts and its threads; room for the addresses in front."""
     images, height, width, words = shape
     rows, columns = _sizes(height, width, kernel, stride, padding)
     count, panels = images * rows * columns, -(-outputs // PANEL)
@@ -141,7 +142,7 @@ def _plan(
     if images * panels * -(-rows // down) * -(-columns // across) < threads:
         down = -(-rows // threads)
         across = across if rows > 1 else -(-columns // threads)
-    plan = [0] * 5 + [images, height, width, words, channels, outputs]
+    plan = [0] * ADDRESSES + [images, height, width, words, channels, outputs]
     plan += [*kernel, *stride, *padding, rows, columns, down, across]
     return np.array(plan, np.int64), 1 if threads == 1 else PARTS * threads, threads
 
@@ -274,11 +275,9 @@ def linear(
         (0, 0),
         torch.get_num_threads(),
     )
-    tensors = (bits, panels, out, alpha, bias)
-    words = np.empty(len(plan) + 3, np.int64)
-    words[5:-3] = plan[5:]
-    words[:5] = [tensor.data_ptr() for tensor in tensors]
-    words[-3:] = x.data_ptr(), thresholds.data_ptr(), flips.data_ptr()
+    tensors = (bits, panels, out, alpha, bias, x, thresholds, flips)
+    words = plan.copy()
+    words[:ADDRESSES] = [tensor.data_ptr() for tensor in tensors]
     run(kernels.float_rows, words, threads, threads)
     return out
 
@@ -357,7 +356,7 @@ def pool(
         return bits_to_words(pooled.movedim(1, -1) >= 0) ^ flips
     out = _fake_pool(bits, flips, kernel, stride, padding)
     images, height, width, words = bits.shape
-    addresses = [bits.data_ptr(), 0, out.data_ptr(), 0, flips.data_ptr()]
+    addresses = [bits.data_ptr(), 0, out.data_ptr(), 0, flips.data_ptr(), 0, 0, 0]
     shape = [images, height, width, words, 0, 0, *kernel, *stride, *padding]
     plan = [*addresses, *shape, out.shape[1], out.shape[2], 0, 0]
     threads = torch.get_num_threads() if bits.numel() > BLOCK_WORDS else 1
