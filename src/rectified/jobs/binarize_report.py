@@ -115,12 +115,16 @@ def text(results: Results, details: Mapping[str, Any]) -> str:
         )
         lines_.append(
             f"{NAMES[row['estimator']]:<28}{100 * row['accuracy_mean']:>10.2f}{spread:<9}"
-            f"{error:>18.4g}{instability:>22.3g}{row['n']:>4}"
+            f"{_number(error, '.4g'):>18}{_number(instability, '.3g'):>22}{row['n']:>4}"
         )
     for ours, base, found in comparisons(rows):
         one = verdict(ours, base, found)
         lines_.append(f"\n{one.title}\n  {one.text}")
     return "\n".join([*lines_, *_packed_lines(details.get("packing"))])
+
+
+def _number(value: float, how: str) -> str:
+    return "" if math.isnan(value) else format(value, how)
 
 
 def _packed_lines(packing: Row | None) -> list[str]:
