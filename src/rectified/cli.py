@@ -38,6 +38,14 @@ VERBS = {  # verb -> what it does, and examples
             "--data PATH --model mine:factory --weights mine.safetensors --rewind finetune",
         ),
     ),
+    "binarize": (
+        "networks with 1-bit weights and activations, estimators compared; then on bits",
+        (
+            "--data digits --model cnn --estimator ste,ede,reste --seeds 8",
+            "--data PATH/cifar10 --model resnet20 --limit 10000 --epochs 10",
+            "--data digits --estimator reste --pack",
+        ),
+    ),
     "scatter": (
         "scattering features, their bounds and what was measured against them",
         (
@@ -103,6 +111,7 @@ class Job:
 _JOBS = {
     "prune": Job("prune", "DEFAULT"),
     "demo": Job("prune", "DEMO", Path("runs/demo")),
+    "binarize": Job("binarize", "DEFAULT"),
     "scatter": Job("scatter", "DEFAULT"),
     "protein": Job("protein", "DEFAULT"),
     "flow": Job("flow", "DEFAULT"),

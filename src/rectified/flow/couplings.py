@@ -131,7 +131,7 @@ def assignment(x0: Points, x1: Points) -> Int64[Tensor, " batch"]:
     """
     from scipy.optimize import linear_sum_assignment
 
-# Only the products x0 . x1 tell assignments apart, so that moving or scaling a whole cloud does
+    # Only the products x0 . x1 tell assignments apart, so that moving or scaling a whole cloud does
     # not change the best; SciPy is up to ten times as fast on clouds that lie upon each other.
     flat0, flat1 = _standing(x0), _standing(x1)
     cost = (flat0.square().sum(1) - 2 * flat1 @ flat0.T) + flat1.square().sum(1, keepdim=True)

@@ -122,7 +122,13 @@ def _factory(text: str) -> Callable[..., nn.Module]:
 
 
 def build(
-    model: str, data: ImageData, *, seed: int, norm: bool | None = None, weights: str | None = None
+    model: str,
+    data: ImageData,
+    *,
+    seed: int,
+    norm: bool | None = None,
+    weights: str | None = None,
+    by: Recipe | None = None,
 ) -> nn.Module:
     """A network for `data`, with initial weights that `seed` decides, or those of a file.
 
@@ -133,11 +139,12 @@ def build(
         seed: of the initial weights.
         norm: whether it has batch norms; the recipe's choice by default.
         weights: a checkpoint to start from.
+        by: how to build it; the recipe of `model` by default.
 
     Raises:
         UserError: if the model cannot be made, or the weights do not fit.
     """
-    made = recipe(model)
+    made = recipe(model) if by is None else by
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         network = made.build(

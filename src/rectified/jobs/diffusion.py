@@ -160,9 +160,4 @@ def sample_run(folder: Path, **options: Any) -> str:
     return flow_job.sample_run(folder, **options)
 
 
-def report_sections(folder: Path, results: Mapping[str, Any]) -> Any:
-    """The sections of a run's page, for `rectified report`."""
-    return flow_job.report_sections(folder, results)
-
-
 assert set(FORMS) <= set(flow.PREDICTIONS)

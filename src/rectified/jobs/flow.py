@@ -19,7 +19,7 @@ from rectified.jobs.flow_settings import DEFAULT as DEFAULT
 from rectified.jobs.flow_settings import FlowConfig
 from rectified.jobs.flow_study import FlowStudy, Key, Trained, build_network
 from rectified.jobs.pictures import save_grid, save_points
-from rectified.runs import Run, read_json, read_results
+from rectified.runs import Run, read_results
 
 WEIGHTS, DISTILLED, FIRST_WEIGHTS = (
     "model.safetensors",
@@ -64,11 +64,11 @@ def run_studies(
     for one in studies:
         done |= one.go_on()
     results = _results(verb, study, done, filled, facts)
-    shown = _shown(study, done)
+    details = {"shown": _shown(study, done)}
     _write_networks(study, done)
     _write_samples(study, done)
-    study.folder.write_json("details.json", {"notes": results["notes"], "shown": shown})
-    study.folder.write_text("report.html", flow_report.page(results, shown))
+    study.folder.write_json("details.json", details)
+    study.folder.write_text("report.html", flow_report.page(results, details))
     study.folder.write_results(**results)
     return flow_report.text(results)
 
@@ -322,9 +322,3 @@ def load_field(path: Path) -> tuple[Field, dict[str, str]]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} is damaged or no flow of ours ({reason})") from error
     return Field(network.eval(), path_, predicts), about
-
-
-def report_sections(folder: Path, results: Mapping[str, Any]) -> Any:
-    """The sections of a run's page, for `rectified report`."""
-    details = read_json(folder / "details.json")
-    return flow_report.sections(results, details["shown"])

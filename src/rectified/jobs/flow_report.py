@@ -220,12 +220,12 @@ def _separated(ratio: Interval) -> str:
 # --- the page ---
 
 
-def page(results: Results, shown: Mapping[str, Any]) -> str:
+def page(results: Results, details: Mapping[str, Any]) -> str:
     """The report as one HTML page.
 
     Args:
         results: as they are written, with `notes`.
-        shown: paths or images by the name of their flow, and the data they are beside.
+        details: `shown`: paths or images by the name of their flow, and the data beside them.
     """
     config = results["config"]
     count = len({row["seed"] for row in results["rows"]})
@@ -233,16 +233,16 @@ def page(results: Results, shown: Mapping[str, Any]) -> str:
         f"{config.get('source', 'gaussian')} to {config['data']}, {count} seed{'s' * (count != 1)}"
     )
     title = f"{results['verb'].capitalize()} report"
-    return render(Page(title, subtitle, tuple(sections(results, shown))))
+    return render(Page(title, subtitle, tuple(sections(results, details))))
 
 
-def sections(results: Results, shown: Mapping[str, Any]) -> Iterator[Section]:
-    """The parts of the page."""
+def sections(results: Results, details: Mapping[str, Any]) -> Iterator[Section]:
+    """The parts of the report, for a page of its own or one over several runs."""
     rows = results["rows"]
     cards = [Verdict(title, words, tone(title, words)) for title, words in findings(results)]
     cards += [Verdict("Mind this", words, "warning") for words in results["warnings"]]
     yield Section("What was found", (*cards, _curves(rows, results)))
-    drawn = tuple(_drawings(shown, results))
+    drawn = tuple(_drawings(details["shown"], results))
     if drawn:
         yield Section("What it looks like", drawn)
     yield Section("Every flow", (_flows(results), _bends(results), _distances(rows)))

@@ -7,17 +7,33 @@ no report of its own shows its summary as it stands.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rectified.errors import UserError
-from rectified.jobs import prune_report, sweep_report
+from rectified.jobs import (
+    binarize_report,
+    flow_report,
+    protein_report,
+    prune_report,
+    sweep_report,
+)
 from rectified.report import KeyValues, Page, Part, Section, Table, Text, render
 from rectified.runs import RESULTS, read_json, read_results
 
 Row = Mapping[str, Any]
+
+# verb -> the sections of its report, from its results and details
+SECTIONS: dict[str, Callable[[Row, Row], Iterable[Section]]] = {
+    "prune": prune_report.sections,
+    "binarize": binarize_report.sections,
+    "flow": flow_report.sections,
+    "diffusion": flow_report.sections,
+    "protein": protein_report.sections,
+    "sweep": lambda results, _: sweep_report.sections(results),
+}
 
 
 def combined(paths: Sequence[Path]) -> str:
@@ -82,15 +98,13 @@ def _overview(runs: Sequence[tuple[str, Row]]) -> Table:
 
 
 def _of(name: str, path: Path, results: Row) -> Iterator[Section]:
-    if results["verb"] == "sweep":
-        for section in sweep_report.sections(results):
-            yield replace(section, title=f"{name}: {section.title}")
-        return
-    if results["verb"] != "prune":
+    sections = SECTIONS.get(results["verb"])
+    if sections is None:
         yield Section(name, tuple(_generic(results)))
         return
     results = {**results, **{key: _with_nan(results[key]) for key in ("rows", "summary")}}
-    for section in prune_report.sections(results, read_json(path / "details.json")):
+    details = path / "details.json"
+    for section in sections(results, read_json(details) if details.exists() else {}):
         yield replace(section, title=f"{name}: {section.title}")
 
 

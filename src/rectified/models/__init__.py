@@ -19,6 +19,7 @@ wants given weights seeds it, inside `torch.random.fork_rng` to leave the rest o
 from rectified.models.classifiers import cnn, mlp
 from rectified.models.dit import DiT
 from rectified.models.ensemble import Ensemble
+from rectified.models.one_bit import one_bit_resnet20, vgg_small
 from rectified.models.resnet import resnet20, resnet32, resnet56
 from rectified.models.unet import UNet
 from rectified.models.velocity import VelocityMLP, VelocityResMLP
@@ -33,10 +34,12 @@ __all__ = [
     "VelocityResMLP",
     "cnn",
     "mlp",
+    "one_bit_resnet20",
     "resnet20",
     "resnet32",
     "resnet56",
     "vgg16",
     "vgg19",
+    "vgg_small",
     "vit",
 ]

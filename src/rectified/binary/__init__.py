@@ -1,0 +1,71 @@
+"""Binary networks: train with 1-bit weights and activations, run on bits.
+
+    model = convert(resnet, estimator=ReSTE)           # or BinaryConv2d, BinaryLinear in your own
+    fit(model, ..., hooks=[anneal])                    # moves the estimators over training
+    packed = pack(model)                               # the same outputs from xor and popcount
+
+Conventions: the sign of 0 is +1; what lies outside an image is exactly 0; a layer's scale comes
+after the integer product.
+"""
+
+from rectified.binary.convert import convert, outer_layers
+from rectified.binary.estimators import (
+    DSQ,
+    EDE,
+    FDA,
+    RBNN,
+    STE,
+    ApproxSign,
+    ClippedSTE,
+    GainSTE,
+    ReSTE,
+    Surrogate,
+    SwishSign,
+)
+from rectified.binary.indicators import (
+    Indicators,
+    estimating_error,
+    gradient_dispersion,
+    paper_estimating_error,
+    paper_gradient_instability,
+)
+from rectified.binary.layers import (
+    BinaryConv2d,
+    BinaryLinear,
+    anneal,
+    binary_layers,
+    set_progress,
+)
+from rectified.binary.packed import load_packed, pack, save_packed
+from rectified.binary.sign import Estimator, binarize
+
+__all__ = [
+    "DSQ",
+    "EDE",
+    "FDA",
+    "RBNN",
+    "STE",
+    "ApproxSign",
+    "BinaryConv2d",
+    "BinaryLinear",
+    "ClippedSTE",
+    "Estimator",
+    "GainSTE",
+    "Indicators",
+    "ReSTE",
+    "Surrogate",
+    "SwishSign",
+    "anneal",
+    "binarize",
+    "binary_layers",
+    "convert",
+    "estimating_error",
+    "gradient_dispersion",
+    "load_packed",
+    "outer_layers",
+    "pack",
+    "paper_estimating_error",
+    "paper_gradient_instability",
+    "save_packed",
+    "set_progress",
+]

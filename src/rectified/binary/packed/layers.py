@@ -1,0 +1,181 @@
+"""Layers that run on bits: modules with packed weights, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from rectified.binary.packed import operations
+from rectified.binary.packed.bits import PANEL, weight_to_panels, words_for
+from rectified.binary.packed.thresholds import Step
+from rectified.binary.sign import sign
+
+
+class PackedProduct(nn.Module):
+    """Signs times signs, for convolutions and, as images of one row, for linear layers.
+
+    Reads floats, whose signs it takes (or compares with `input_thresholds`), or bits from another
+    packed layer. Gives floats, or, if it has a step, bits.
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        kernel: height and width; 1, 1 for a linear layer.
+        stride: down and across.
+        padding: above and below, left and right; what it adds counts as exactly 0.
+        is_linear: whether it reads (..., inputs) and not images.
+        has_step: whether it gives bits.
+
+    Example:
+        >>> from rectified.binary import BinaryConv2d, pack
+        >>> layer = BinaryConv2d(3, 8, 3, stride=2, padding=1)
+        >>> pack(layer)(torch.zeros(1, 3, 9, 9)).shape
+        torch.Size([1, 8, 5, 5])
+    """
+
+    panels: Tensor
+    alpha: Tensor
+    bias: Tensor
+    thresholds: Tensor
+    flips: Tensor
+    input_thresholds: Tensor
+    input_flips: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: Sequence[int] = (1, 1),
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        *,
+        is_linear: bool = False,
+        has_step: bool = False,
+    ) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.kernel, self.stride, self.padding = list(kernel), list(stride), list(padding)
+        self.is_linear, self.has_step = is_linear, has_step
+        count, words = -(-outputs // PANEL), words_for(inputs)
+        taps = kernel[0] * kernel[1]
+        self.register_buffer("panels", torch.zeros(count, taps * words, PANEL, dtype=torch.int64))
+        if has_step:
+            self.register_buffer("thresholds", torch.zeros(PANEL * count, dtype=torch.int32))
+            self.register_buffer("flips", torch.zeros(count, dtype=torch.int32))
+        else:
+            self.register_buffer("alpha", torch.zeros(PANEL * count))
+            self.register_buffer("bias", torch.zeros(PANEL * count))
+        self.register_buffer("input_thresholds", torch.zeros(inputs))
+        self.register_buffer("input_flips", torch.zeros(words, dtype=torch.int64))
+
+    @property
+    def length(self) -> int:
+        """K: how many signs a product sums."""
+        return self.inputs * self.kernel[0] * self.kernel[1]
+
+    @torch.no_grad()
+    def fill(
+        self,
+        weight: Float[Tensor, "outputs inputs *kernel"],
+        alpha: Float[Tensor, " outputs"],
+        bias: Float[Tensor, " outputs"],
+        step: Step | None = None,
+    ) -> None:
+        """Set the weights from those of a layer in floating point."""
+        self.panels = weight_to_panels(weight)
+        rest = -self.outputs % PANEL
+        if step is None:
+            self.alpha, self.bias = F.pad(alpha, (0, rest)), F.pad(bias, (0, rest))
+        else:
+            self.thresholds, self.flips = step.thresholds, step.flips
+
+    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        if self.is_linear and not self.has_step and x.dtype != torch.int64:
+            return self._rows(x)
+        geometry = (self.inputs, self.outputs, self.kernel, self.stride, self.padding)
+        bits = x if x.dtype == torch.int64 else self._packed(x)
+        if self.has_step:
+            return operations.product_bits(
+                bits, self.panels, self.thresholds, self.flips, *geometry
+            )
+        y = operations.products(bits, self.panels, self.alpha, self.bias, *geometry)
+        return y.movedim(1, -1).flatten(0, 2) if self.is_linear else y
+
+    def _rows(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        rows = x if x.ndim == 2 else x.reshape(-1, self.inputs)
+        kept: Any = self._buffers  # nn.Module's attributes take microseconds, as one row does
+        y = operations.linear(
+            rows,
+            kept["input_thresholds"],
+            kept["input_flips"],
+            kept["panels"],
+            kept["alpha"],
+            kept["bias"],
+            self.outputs,
+        )
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], self.outputs)
+
+    def _packed(self, x: Float[Tensor, "..."]) -> Tensor:
+        if self.is_linear:
+            x = x.reshape(-1, self.inputs)
+        bits = operations.pack(x, self.input_thresholds, self.input_flips)
+        return bits[None, None] if self.is_linear else bits
+
+    def extra_repr(self) -> str:
+        words = f"{self.inputs}, {self.outputs}"
+        if not self.is_linear:
+            words += f", kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
+        return words + (", gives bits" if self.has_step else "")
+
+
+class PoolBits(nn.Module):
+    """A max pool on bits.
+
+    Args:
+        words: of a pixel.
+        kernel: height and width of a window.
+        stride: down and across.
+        padding: above and below, left and right.
+    """
+
+    flips: Tensor
+
+    def __init__(
+        self, words: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.words = words
+        self.kernel, self.stride, self.padding = list(kernel), list(stride), list(padding)
+        self.register_buffer("flips", torch.zeros(words, dtype=torch.int64))
+
+    def forward(self, bits: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        return operations.pool(bits, self.flips, self.kernel, self.stride, self.padding)
+
+
+class SignedLayer(nn.Module):
+    """A layer that the kernels do not take, run in floating point on weights of -1 and +1.
+
+    Args:
+        inner: an `nn.Conv2d` or `nn.Linear` without bias, whose weights are signs.
+        activation_bits: 1 to take the signs of what comes in, 32 to leave it.
+    """
+
+    alpha: Tensor
+    bias: Tensor
+
+    def __init__(self, inner: nn.Conv2d | nn.Linear, activation_bits: int) -> None:
+        super().__init__()
+        self.inner, self.activation_bits = inner, activation_bits
+        outputs = len(inner.weight)
+        self.register_buffer("alpha", torch.ones(outputs))
+        self.register_buffer("bias", torch.zeros(outputs))
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        y = self.inner(sign(x) if self.activation_bits == 1 else x)
+        places = (-1, 1, 1) if isinstance(self.inner, nn.Conv2d) else (-1,)
+        return y * self.alpha.view(places) + self.bias.view(places)
