@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rectified"
 MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "errors": set(),
     "cards": set(),
+    "consent": set(),
     "runs": {"cards"},
     "training": set(),
     "tracking": set(),
@@ -26,7 +27,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "report": set(),
     "jobs": {"runs", "training", "models", "data", "pruning", "binary", "flow", "protein"}
     | {"scattering", "report"},
-    "cli": {"jobs", "runs", "report", "training", "tracking"},
+    "cli": {"jobs", "runs", "report", "training", "tracking", "consent"},
     "__main__": {"cli"},
 }
 HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "tyro", "datasets", "scipy", "jinja2")
