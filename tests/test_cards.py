@@ -12,7 +12,7 @@ from rectified.jobs import hub, prune_report
 from rectified.jobs.hub import check_repository, push_to_hub
 
 RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0", "--quiet"]
-HOSTILE = '<script>alert(1)</script> [x](javascript:y) `a` |\n---\n# b\n![](http://c)'
+HOSTILE = "<script>alert(1)</script> [x](javascript:y) `a` |\n---\n# b\n![](http://c)"
 
 
 @pytest.fixture(autouse=True)

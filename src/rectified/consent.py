@@ -70,7 +70,9 @@ def check_consent(settings: Mapping[str, Any], arguments: Sequence[str], file: s
 def _agrees(factory: str, file: str) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(f"{factory!r} stands in {file} and would run code. Run it? [y/N] ", end="", file=sys.stderr)
+    print(
+        f"{factory!r} stands in {file} and would run code. Run it? [y/N] ", end="", file=sys.stderr
+    )
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

@@ -258,7 +258,9 @@ def test_the_page_compares_the_values_of_a_setting_seed_by_seed(toy):
 
 
 def test_a_sweep_of_runs_that_found_nothing_says_so():
-    assert sweep_report.text({"rows": [], "runs": [{}, {}]}) == "2 runs, which found nothing to merge"
+    assert (
+        sweep_report.text({"rows": [], "runs": [{}, {}]}) == "2 runs, which found nothing to merge"
+    )
 
 
 def test_text_columns_are_keys_and_floats_are_measures():
@@ -507,7 +509,9 @@ def test_ray_nodes_do_the_runs_and_one_may_be_lost(alone, tmp_path, tmp_path_fac
 
 
 def end_group(process):
-    for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+    for child in (
+        psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ()
+    ):
         child.kill()
     process.kill()
 

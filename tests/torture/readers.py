@@ -202,6 +202,7 @@ READERS = {
     "parquet": Reader(
         "train.parquet", _parquets, lambda path: load_images(str(path), validation=0.0)
     ),
-    "grid": Reader("grid.txt", lambda _: [b"score=magnitude,lamp seed=0..9 ap=off+lite"],
-                   _read_grid, text=True),  # fmt: skip
+    "grid": Reader(
+        "grid.txt", lambda _: [b"score=magnitude,lamp seed=0..9 ap=off+lite"], _read_grid, text=True
+    ),  # fmt: skip
 }

@@ -203,9 +203,9 @@ def _joblib(backend: str, *, return_as: str = "generator_unordered", **how: Any)
 
     def run(tasks: Sequence[Task]) -> Iterator[Outcome]:
         with parallel_config(backend, **how):
-            yield from Parallel(
-                n_jobs=-1, batch_size=1, pre_dispatch="all", return_as=return_as
-            )(delayed(work)(task) for task in tasks)
+            yield from Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all", return_as=return_as)(
+                delayed(work)(task) for task in tasks
+            )
 
     return run
 

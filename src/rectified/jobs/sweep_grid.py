@@ -66,7 +66,9 @@ def _axes(grid: str) -> dict[str, str]:
     try:
         words = shlex.split(grid)
     except ValueError as error:
-        raise UserError(f"the grid {grid!r} cannot be read ({error}): write it {_EXAMPLE}") from None
+        raise UserError(
+            f"the grid {grid!r} cannot be read ({error}): write it {_EXAMPLE}"
+        ) from None
     axes: dict[str, str] = {}
     for word in words:
         name, equals, values = word.partition("=")
