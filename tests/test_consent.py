@@ -113,7 +113,7 @@ def test_a_person_at_a_terminal_is_asked(answer, agrees, monkeypatch, capsys):
         check_consent({"model": "a:b"}, [], "file.yaml")
         check_consent({"model": "a:b"}, [], "file.yaml")  # remembered
     else:
-        with pytest.raises(UserError, match="'a:b' stands in file.yaml"):
+        with pytest.raises(UserError, match=r"'a:b' stands in file\.yaml"):
             check_consent({"model": "a:b"}, [], "file.yaml")
     assert "Run it? [y/N]" in capsys.readouterr().err
 

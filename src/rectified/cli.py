@@ -183,7 +183,7 @@ class RunOptions:
         config: settings to begin with: the config.yaml of an earlier run; flags override it.
         resume: go on with the unfinished run in this folder; needs no other flag.
         quiet: print nothing but the results.
-        push_to_hub: upload the finished run to this repository (OWNER/NAME) of the Hugging Face Hub.
+        push_to_hub: upload the finished run to OWNER/NAME of the Hugging Face Hub.
         tracker: also tell what is logged to TensorBoard (in the run's folder), MLflow or W&B.
     """
 

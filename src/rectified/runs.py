@@ -469,7 +469,7 @@ def _load_yaml(text: str) -> Any:
             return super().compose_node(parent, index)
 
     try:
-        return yaml.load(text, Loader)  # noqa: S506  it is a SafeLoader
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     except (TypeError, AttributeError, LookupError, OverflowError) as error:  # odd scalars

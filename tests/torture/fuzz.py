@@ -29,8 +29,10 @@ from tests.torture.readers import READERS, Reader
 
 NASTY = [
     b"\x00", b"\xff" * 8, b"[" * 3000, b"{\"a\":" * 3000, b"9" * 5000, b"-1", b"1e999", b"NaN",
-    b"null", b"\\ud800", "\u202e".encode(), b"\x1b[2J", b"&a [*a,*a]", b"!!python/object/new:os.system",
-    b"<script>alert(1)</script>", b"=cmd()", b"../../etc/passwd", b"$\\frac{", b"2001-99-99", b"1:2:3",
+    b"null", b"\\ud800", "\u202e".encode(), b"\x1b[2J", b"&a [*a,*a]", 
+    b"!!python/object/new:os.system",
+    b"<script>alert(1)</script>", b"=cmd()", b"../../etc/passwd", b"$\\frac{", b"2001-99-99",
+    b"1:2:3",
 ]  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def _read_results(path: Path) -> None:
 
 def _trees(folder: Path) -> list[bytes]:
     tree = {"rows": [{"a": 1.5, "b": None}], "state": {"w": torch.arange(6.0).view(2, 3)}, 3: "x"}
-    return [_written(lambda path: save_tree(path, one))(folder) for one in (tree, [1, {}])]
+    return [_written(lambda path, one=one: save_tree(path, one))(folder) for one in (tree, [1, {}])]
 
 
 def _skeletons(_: Path) -> list[bytes]:
@@ -204,5 +204,5 @@ READERS = {
     ),
     "grid": Reader(
         "grid.txt", lambda _: [b"score=magnitude,lamp seed=0..9 ap=off+lite"], _read_grid, text=True
-    ),  # fmt: skip
+    ),
 }
