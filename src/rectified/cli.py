@@ -406,23 +406,24 @@ def _parse(
     arguments_of = make_dataclass("Arguments", [("run", RunOptions), (verb, type(default))])
     words, examples = VERBS[verb]
     epilogue = "\n".join(f"  rectified {verb} {example}" for example in examples)
+    how: dict[str, Any] = {
+        "args": arguments,
+        "prog": f"rectified {verb}",
+        "description": f"{words[0].upper()}{words[1:]}.\n\nexamples:\n{epilogue}",
+        "default": arguments_of(RunOptions(), default),
+        "config": (tyro.conf.OmitArgPrefixes,),
+    }
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(
-                arguments_of,
-                args=arguments,
-                prog=f"rectified {verb}",
-                description=f"{words[0].upper()}{words[1:]}.\n\nexamples:\n{epilogue}",
-                default=arguments_of(RunOptions(), default),
-                config=(tyro.conf.OmitArgPrefixes,),
-                return_unknown_args=not all_of_them,
-            )
+            if all_of_them:
+                parsed, others = tyro.cli(arguments_of, **how), []
+            else:
+                parsed, others = tyro.cli(arguments_of, **how, return_unknown_args=True)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(said.getvalue(), verb)) from None
-    parsed, others = (parsed, []) if all_of_them else parsed
     return parsed.run, getattr(parsed, verb), others
 
 
