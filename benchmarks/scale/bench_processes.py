@@ -111,8 +111,10 @@ def main() -> None:
     print(f"training step: {one['training']['seconds_a_step']:.3f} s, with two processes "
           f"{two['training']['seconds_a_step']:.3f} s ({ratio:.2f}x)")  # fmt: skip
     for alone, shared in zip(one["threshold"], two["threshold"], strict=True):
-        print(f"threshold over {alone['weights']:,}: {alone['seconds']:.3f} s, with two processes "
-              f"{shared['seconds']:.3f} s ({alone['seconds'] / shared['seconds']:.2f}x)")  # fmt: skip
+        print(
+            f"threshold over {alone['weights']:,}: {alone['seconds']:.3f} s, two processes "
+            f"{shared['seconds']:.3f} s ({alone['seconds'] / shared['seconds']:.2f}x)"
+        )
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -413,11 +413,11 @@ def _parse(
         "default": arguments_of(RunOptions(), default),
         "config": (tyro.conf.OmitArgPrefixes,),
     }
-    said = io.StringIO()
+    said, others = io.StringIO(), list[str]()
     try:
         with contextlib.redirect_stderr(said):
             if all_of_them:
-                parsed, others = tyro.cli(arguments_of, **how), []
+                parsed = tyro.cli(arguments_of, **how)
             else:
                 parsed, others = tyro.cli(arguments_of, **how, return_unknown_args=True)
     except SystemExit as stop:
