@@ -7,13 +7,15 @@ STAMP := $(VENV)/.installed
 # one thread: two are far slower on work this small
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help venv demo test check bench docs clean
+.PHONY: help venv demo test check bench torture dist docs clean
 
 help:
 	@echo "make demo    prune on embedded data, with and without AP, and write runs/demo/report.html"
 	@echo "make test    the whole suite"
 	@echo "make check   style and types"
 	@echo "make bench   the speed benchmarks (minutes; results in benchmarks/results)"
+	@echo "make torture kill runs, fill disks, damage files (minutes; KILLS=20 INPUTS=100000: hours)"
+	@echo "make dist    wheel and sdist, installed and run in a clean environment"
 	@echo "make clean   remove what was built"
 
 venv: $(STAMP)
@@ -24,7 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "Python 3.11 or newer is needed; write make PYTHON=python3.12, say"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+<<<<<<< HEAD
 		--constraint constraints.txt --editable '.[dev,fast,onnx,protein]'
+=======
+		--constraint constraints.txt --editable '.[dev,fast,onnx,dask,tensorboard]'
+>>>>>>> scale
 	@touch $@
 
 demo: venv
@@ -40,6 +46,17 @@ check: venv
 
 bench: venv
 	$(BIN)/python -m benchmarks
+
+KILLS ?= 3
+INPUTS ?= 300
+torture: venv
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 HOME=$$(mktemp -d) $(BIN)/python -m tests.torture.kill --kills $(KILLS)
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 HOME=$$(mktemp -d) $(BIN)/python -m tests.torture.fuzz --inputs $(INPUTS)
+
+# the Pythons to try the wheel with, those of them that are here
+PYTHONS ?= python3.11 python3.12 python3.13
+dist: venv
+	$(BIN)/python -m tests.torture.distribution $(PYTHONS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "errors": set(),
     "frechet": set(),
     "cards": set(),
+    "consent": set(),
     "runs": {"cards"},
     "training": set(),
     "tracking": set(),
@@ -38,7 +39,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
         "protein",
     }
     | {"scattering", "report"},
-    "cli": {"jobs", "runs", "report", "training", "tracking"},
+    "cli": {"jobs", "runs", "report", "training", "tracking", "consent"},
     "__main__": {"cli"},
 }
 HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "tyro", "datasets", "scipy", "jinja2", "numba")

@@ -1,6 +1,7 @@
 """Model cards that the Hub reads, whatever stands in the names; and a push, to a stand-in."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -58,7 +59,7 @@ def test_names_can_form_no_markup():
 class Api:
     """A stand-in for the Hub's."""
 
-    calls: list = []
+    calls: ClassVar[list] = []
     error: Exception | None = None
 
     def create_repo(self, repository, **how):

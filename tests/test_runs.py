@@ -374,6 +374,7 @@ def test_settings_come_back_from_yaml(tmp_path):
         ("a: [", "is not a YAML file of settings"),
         ("- 1", "does not say which verb"),
         ("data: digits", "does not say which verb"),
+        ("verb: prune\n?", "a setting's name is no text"),
         (b"\xff\xfe\x00", "is not a YAML file of settings"),
         ("!!python/object/apply:os.system ['true']", "is not a YAML file of settings"),
     ],

@@ -51,7 +51,7 @@ def test_a_tracker_writes_nothing_before_the_run_does(capsys):
 
 
 def test_a_tracker_that_is_not_there_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
     assert main([*RUN, "--tracker", "tensorboard", "--out", "run"]) == 2
     assert 'pip install "rectified[tensorboard]"' in capsys.readouterr().err
     with pytest.raises(UserError, match="tracker wandb is not installed: pip install wandb"):

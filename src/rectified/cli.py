@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 from rectified import __version__
+from rectified.consent import check_consent, factories
 from rectified.errors import UserError, choose
 
 if TYPE_CHECKING:
@@ -223,7 +224,11 @@ class RunOptions:
         config: settings to begin with: the config.yaml of an earlier run; flags override it.
         resume: go on with the unfinished run in this folder; needs no other flag.
         quiet: print nothing but the results.
+<<<<<<< HEAD
         push_to_hub: upload the finished run to this repository (OWNER/NAME) of Hugging Face's Hub.
+=======
+        push_to_hub: upload the finished run to OWNER/NAME of the Hugging Face Hub.
+>>>>>>> scale
         tracker: also tell what is logged to TensorBoard (in the run's folder), MLflow or W&B.
     """
 
@@ -240,6 +245,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     module = import_module(f"rectified.jobs.{job.module}")
     default = _default(job, getattr(module, job.default), arguments)
     options, config, _ = _parse(verb, default, arguments)
+    check_consent(asdict(config), arguments, _file_of_settings(arguments))
     _do(verb, job, module, options, config)
 
 
@@ -333,9 +339,11 @@ def _sweep(arguments: list[str]) -> None:
                 "with a larger --grid"
             )
     _, settings, _ = _parse(found.of, found.settings, others)
+    whole = sweep.Sweep(found.of, settings, how)
+    check_consent(whole.to_dict(), [*arguments, *others], _file_of_settings(arguments, _GROWS))
     if options.resume is None and options.out is None:
         options = replace(options, out=default_path(f"sweep-{found.of}", settings.data))
-    _do("sweep", Job("sweep", ""), sweep, options, sweep.Sweep(found.of, settings, how))
+    _do("sweep", Job("sweep", ""), sweep, options, whole)
 
 
 def _sweep_default(of: str | None, arguments: Sequence[str]) -> Sweep:
@@ -348,8 +356,7 @@ def _sweep_default(of: str | None, arguments: Sequence[str]) -> Sweep:
         choose("verb to sweep", of, sweepable)
     elif {"-h", "--help"} & set(arguments):
         of = sweepable[0]
-    go_on = {"--grid", "--cluster", "--workers", "--threads", "--tries"}
-    file = _file_of_settings(arguments, go_on)
+    file = _file_of_settings(arguments, _GROWS)
     if file is None:
         if of is None:
             raise UserError(f"a sweep needs a verb; choose from {', '.join(sweepable)}")
@@ -370,6 +377,10 @@ def _defaults_of(verb: str) -> Any:
     return getattr(import_module(f"rectified.jobs.{_JOBS[verb].module}"), _JOBS[verb].default)
 
 
+_GROWS = ("--grid", "--cluster", "--workers", "--threads", "--tries")  # with a sweep's --resume
+_ALWAYS = ("--resume", "--quiet", "--no-quiet", "--tracker", "--push-to-hub")
+
+
 def _file_of_settings(arguments: Sequence[str], go_on: Collection[str] = ()) -> str | None:
     """The file that `--config` or `--resume` names; with the latter, only `go_on` may be told."""
     from rectified.runs import CONFIG
@@ -378,14 +389,27 @@ def _file_of_settings(arguments: Sequence[str], go_on: Collection[str] = ()) -> 
     if resume is None:
         return file
     flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+<<<<<<< HEAD
     extra = sorted(
         flags - {"--resume", "--quiet", "--no-quiet", "--tracker", "--push-to-hub", *go_on}
     )
+=======
+    model = _value(arguments, "--model")  # typed again, which is how one agrees to a factory
+    same = ["--model"] if model is not None and model in _models(Path(resume) / CONFIG) else []
+    extra = sorted(flags - {*_ALWAYS, *go_on, *same})
+>>>>>>> scale
     if extra:
         raise UserError(f"--resume goes on with the run's own settings: leave out {extra[0]}")
     if not (Path(resume) / CONFIG).is_file():
         raise UserError(f"nothing to resume in {resume}: it has no {CONFIG}")
     return str(Path(resume) / CONFIG)
+
+
+def _models(file: Path) -> list[str]:
+    """The factories that a file of settings names."""
+    from rectified.runs import read_config
+
+    return list(factories(read_config(file)[1])) if file.is_file() else []
 
 
 def _value(arguments: Sequence[str], flag: str) -> str | None:
@@ -442,9 +466,17 @@ def _parse_flags(
 
     words, examples = VERBS[verb]
     epilogue = "\n".join(f"  rectified {verb} {example}" for example in examples)
-    said = io.StringIO()
+    how: dict[str, Any] = {
+        "args": arguments,
+        "prog": f"rectified {verb}",
+        "description": f"{words[0].upper()}{words[1:]}.\n\nexamples:\n{epilogue}",
+        "default": arguments_of(RunOptions(), default),
+        "config": (tyro.conf.OmitArgPrefixes,),
+    }
+    said, others = io.StringIO(), list[str]()
     try:
         with contextlib.redirect_stderr(said):
+<<<<<<< HEAD
             read: Any = tyro.cli  # its overloads want to know beforehand what is asked back
             parsed = read(
                 type(default),
@@ -455,11 +487,21 @@ def _parse_flags(
                 config=(tyro.conf.OmitArgPrefixes,),
                 return_unknown_args=not all_of_them,
             )
+=======
+            if all_of_them:
+                parsed = tyro.cli(arguments_of, **how)
+            else:
+                parsed, others = tyro.cli(arguments_of, **how, return_unknown_args=True)
+>>>>>>> scale
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(said.getvalue(), verb)) from None
+<<<<<<< HEAD
     return (parsed, []) if all_of_them else parsed
+=======
+    return parsed.run, getattr(parsed, verb), others
+>>>>>>> scale
 
 
 def _one_line(box: str, verb: str) -> str:

@@ -452,6 +452,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path} is not a YAML file of settings ({reason})") from error
     if not isinstance(found, dict) or not isinstance(found.get("verb"), str):
         raise UserError(f"{path} is not a run's {CONFIG}: it does not say which verb it is for")
+    if not all(isinstance(name, str) for name in found):
+        raise UserError(f"{path} is not a run's {CONFIG}: a setting's name is no text")
     verb = found.pop("verb")
     return verb, found
 

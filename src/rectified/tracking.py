@@ -45,7 +45,7 @@ class Tracker:
                 if name == "tensorboard"
                 else f"tracker {name} is not installed: pip install {name}"
             )
-        where = {
+        where: dict[str, dict[str, Any]] = {
             "tensorboard": {"run_name": _FOLDER, "logging_dir": path},
             "mlflow": {"experiment_name": "rectified", "run_name": path.name},
             "wandb": {"run_name": "rectified", "name": path.name},

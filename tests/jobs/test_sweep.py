@@ -17,7 +17,7 @@ import pytest
 from rectified import cli
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs import sweep, sweep_engines, sweep_report
+from rectified.jobs import sweep_engines, sweep_report
 from rectified.jobs.prune_settings import PruneConfig
 from rectified.jobs.reports import combined
 from rectified.jobs.statistics import interval

@@ -235,7 +235,7 @@ def test_a_key_ranks_without_a_copy_as_scores_that_were_made_before() -> None:
 
 def test_masks_that_are_changed_in_place_must_be_contiguous() -> None:
     masks = {"w": torch.ones(2, 3, dtype=torch.bool).T}
-    with pytest.raises(UserError, match="masks must be contiguous .* 'w' is not"):
+    with pytest.raises(UserError, match=r"masks must be contiguous .* 'w' is not"):
         drop_smallest_({"w": torch.ones(3, 2)}, masks, 1)
 
 

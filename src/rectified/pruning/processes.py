@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -92,10 +93,11 @@ def shards(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _slice(name: str, weight: Tensor) -> Tensor:
-    placements = getattr(weight, "placements", ())
+    sharded: Any = weight  # a DTensor has placements
+    placements = getattr(sharded, "placements", ())
     if any(not (place.is_shard(0) or place.is_replicate()) for place in placements):
         raise UserError(f"{name!r} must be sharded along its first axis, got {placements}")
-    return weight.to_local() if placements else weight  # type: ignore[operator]
+    return sharded.to_local() if placements else weight
 
 
 def prune_shards(

@@ -1,0 +1,100 @@
+"""Code that settings name: `module:factory` runs only if the person at the keyboard said so.
+
+A settings file may come from anybody, with a run, by mail. So a factory that stands in a file, and
+not on the command line, is asked about in a terminal and refused elsewhere. What was typed once is
+remembered, for the folder in which it was typed (that is where the module is looked for), outside
+of any run: `--resume` of one's own run needs no other flag.
+
+    $XDG_STATE_HOME/rectified/factories.json      (~/.local/state by default)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rectified.errors import UserError
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_BETWEEN = re.compile(r"[\s,+='\"]+")  # of command lines, lists and grids
+
+
+def factories(value: Any) -> Iterator[str]:
+    """Every `module:factory` in nested settings.
+
+    Example:
+        >>> list(factories({"model": "mine:net", "rewind": "epoch:2", "grid": "model=a:b,mlp"}))
+        ['mine:net', 'a:b']
+    """
+    if isinstance(value, str):
+        yield from (word for word in _BETWEEN.split(value) if _FACTORY.fullmatch(word))
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from factories(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from factories(entry)
+
+
+def check_consent(settings: Mapping[str, Any], arguments: Sequence[str], file: str | None) -> None:
+    """See that somebody typed every factory in `settings`, now or before, or agrees now.
+
+    Args:
+        settings: all of the run's.
+        arguments: the command line.
+        file: where settings were read from; None if they were not.
+
+    Raises:
+        UserError: if code would run that nobody asked for.
+    """
+    named = list(dict.fromkeys(factories(settings)))
+    if not named:
+        return
+    typed = set(factories(list(arguments))) if file is not None else set(named)
+    here = str(Path.cwd())
+    known = set(_remembered().get(here, ()))
+    for factory in named:
+        if factory not in typed | known and not _agrees(factory, str(file)):
+            raise UserError(
+                f"{factory!r} stands in {file} and would run code of this folder or of a package: "
+                f"if you trust it, say so with --model {factory}"
+            )
+    _remember(here, known | set(named))
+
+
+def _agrees(factory: str, file: str) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(
+        f"{factory!r} stands in {file} and would run code. Run it? [y/N] ", end="", file=sys.stderr
+    )
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _file() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "rectified" / "factories.json"
+
+
+def _remembered() -> dict[str, list[str]]:
+    try:
+        found = json.loads(_file().read_text(encoding="utf-8"))
+        return {str(k): list(map(str, v)) for k, v in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # nothing is remembered
+        return {}
+
+
+def _remember(here: str, named: set[str]) -> None:
+    found = _remembered()
+    if set(found.get(here, ())) == named:
+        return
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        _file().write_text(json.dumps({**found, here: sorted(named)}), encoding="utf-8")
+    except OSError:  # a home that cannot be written: it will be asked again
+        return

@@ -1,0 +1,43 @@
+"""The short form of `make torture`: what can happen to a run while it runs."""
+
+import pytest
+
+from rectified.jobs import prune_report, scatter_report
+from tests.torture import kill
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """One verb of each kind is enough here, and little of it."""
+    small = {
+        "prune": "prune --limit 200 --epochs 2 --cycles 1 --seeds 1",
+        "scatter": "scatter --networks none --limit 40 --orientations 2 --seeds 2",
+    }
+    monkeypatch.setattr(kill, "VERBS", small)
+    for report in (prune_report, scatter_report):
+        monkeypatch.setattr(report, "page", lambda *_: "<html></html>")  # figures take long
+
+
+@pytest.mark.parametrize("verb", ["prune", "scatter"])
+def test_kills_at_random_moments_change_no_number(verb):
+    found = kill.killed(verb, 2, seed=0)
+    assert found["kills"] == 2
+    assert found["differences"] == 0
+
+
+def test_a_clock_that_jumps_changes_no_number():
+    assert kill.jumping_clock("prune", seed=0)["differences"] == 0
+
+
+def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on():
+    found = kill.two_at_once("scatter")
+    assert found["refused"], found
+    assert found["differences"] == 0
+
+
+def test_a_disk_that_fills_costs_a_line_and_the_run_goes_on():
+    try:
+        found = kill.full_disk("prune", 1, seed=0)
+    except PermissionError as error:
+        pytest.skip(str(error))
+    assert found == {"verb": "prune", "tries": 1, "full": 1, "untold": 0, "differences": 0}
