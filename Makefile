@@ -26,11 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "Python 3.11 or newer is needed; write make PYTHON=python3.12, say"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-<<<<<<< HEAD
-		--constraint constraints.txt --editable '.[dev,fast,onnx,protein]'
-=======
-		--constraint constraints.txt --editable '.[dev,fast,onnx,dask,tensorboard]'
->>>>>>> scale
+		--constraint constraints.txt --editable '.[dev,fast,onnx,protein,adaptive,dask,tensorboard]'
 	@touch $@
 
 demo: venv

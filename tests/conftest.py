@@ -1,11 +1,8 @@
 """The whole suite runs with the annotated shapes and types of `rectified` checked at every call."""
 
 import os
-<<<<<<< HEAD
-from collections.abc import Iterator
-=======
 import tempfile
->>>>>>> scale
+from collections.abc import Iterator
 
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # what was typed is remembered there
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads can be far slower on small work

@@ -224,11 +224,7 @@ class RunOptions:
         config: settings to begin with: the config.yaml of an earlier run; flags override it.
         resume: go on with the unfinished run in this folder; needs no other flag.
         quiet: print nothing but the results.
-<<<<<<< HEAD
-        push_to_hub: upload the finished run to this repository (OWNER/NAME) of Hugging Face's Hub.
-=======
         push_to_hub: upload the finished run to OWNER/NAME of the Hugging Face Hub.
->>>>>>> scale
         tracker: also tell what is logged to TensorBoard (in the run's folder), MLflow or W&B.
     """
 
@@ -389,15 +385,9 @@ def _file_of_settings(arguments: Sequence[str], go_on: Collection[str] = ()) -> 
     if resume is None:
         return file
     flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-<<<<<<< HEAD
-    extra = sorted(
-        flags - {"--resume", "--quiet", "--no-quiet", "--tracker", "--push-to-hub", *go_on}
-    )
-=======
     model = _value(arguments, "--model")  # typed again, which is how one agrees to a factory
     same = ["--model"] if model is not None and model in _models(Path(resume) / CONFIG) else []
     extra = sorted(flags - {*_ALWAYS, *go_on, *same})
->>>>>>> scale
     if extra:
         raise UserError(f"--resume goes on with the run's own settings: leave out {extra[0]}")
     if not (Path(resume) / CONFIG).is_file():
@@ -466,17 +456,9 @@ def _parse_flags(
 
     words, examples = VERBS[verb]
     epilogue = "\n".join(f"  rectified {verb} {example}" for example in examples)
-    how: dict[str, Any] = {
-        "args": arguments,
-        "prog": f"rectified {verb}",
-        "description": f"{words[0].upper()}{words[1:]}.\n\nexamples:\n{epilogue}",
-        "default": arguments_of(RunOptions(), default),
-        "config": (tyro.conf.OmitArgPrefixes,),
-    }
-    said, others = io.StringIO(), list[str]()
+    said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-<<<<<<< HEAD
             read: Any = tyro.cli  # its overloads want to know beforehand what is asked back
             parsed = read(
                 type(default),
@@ -487,21 +469,11 @@ def _parse_flags(
                 config=(tyro.conf.OmitArgPrefixes,),
                 return_unknown_args=not all_of_them,
             )
-=======
-            if all_of_them:
-                parsed = tyro.cli(arguments_of, **how)
-            else:
-                parsed, others = tyro.cli(arguments_of, **how, return_unknown_args=True)
->>>>>>> scale
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(said.getvalue(), verb)) from None
-<<<<<<< HEAD
     return (parsed, []) if all_of_them else parsed
-=======
-    return parsed.run, getattr(parsed, verb), others
->>>>>>> scale
 
 
 def _one_line(box: str, verb: str) -> str:
