@@ -78,6 +78,8 @@ VERBS = {  # verb -> what it does, and examples
             "--data digits --steps 1,2,4,50",
             "--data digits --path scaled_linear --predict noise",
             "--data digits --phases 4 --steps 1,2,4,50",
+            "--pipeline FOLDER --prompts prompts.txt --phases 4",
+            "--pipeline FOLDER --help",
         ),
     ),
     "sample": (
@@ -101,12 +103,15 @@ VERBS = {  # verb -> what it does, and examples
 class Job:
     """What a verb runs: a module of `rectified.jobs`, its default settings, its default folder.
 
-    A verb with a folder of its own replaces what an earlier run of it left there.
+    A verb with a folder of its own replaces what an earlier run of it left there. A verb that does
+    two things has a setting that tells them apart, and other default settings where it is given.
     """
 
     module: str
     default: str
     out: Path | None = None
+    told_by: str | None = None
+    other_default: str = ""
 
 
 _JOBS = {
@@ -116,7 +121,7 @@ _JOBS = {
     "scatter": Job("scatter", "DEFAULT"),
     "protein": Job("protein", "DEFAULT"),
     "flow": Job("flow", "DEFAULT"),
-    "diffusion": Job("diffusion", "DEFAULT"),
+    "diffusion": Job("diffusion", "DEFAULT", told_by="pipeline", other_default="PIPELINE"),
 }
 _USER_ERRNO = {
     errno.ENOSPC: "the disk is full: free some space, or give --out another place",
@@ -239,7 +244,7 @@ class RunOptions:
 def _run(verb: str, arguments: list[str]) -> None:
     job = _JOBS[verb]
     module = import_module(f"rectified.jobs.{job.module}")
-    default = _default(job, getattr(module, job.default), arguments)
+    default = _default(job, module, arguments)
     options, config, _ = _parse(verb, default, arguments)
     check_consent(asdict(config), arguments, _file_of_settings(arguments))
     _do(verb, job, module, options, config)
@@ -306,14 +311,18 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|accelerate\.")
 
 
-def _default(job: Job, default: Any, arguments: Sequence[str]) -> Any:
+def _default(job: Job, module: Any, arguments: Sequence[str]) -> Any:
     """The settings that flags override: the verb's own, or those of an earlier run."""
     from rectified.runs import read_config
 
     file = _file_of_settings(arguments)
+    verb, settings = (job.module, {}) if file is None else read_config(Path(file))
+    is_other = job.told_by is not None and (
+        job.told_by in settings or _value(arguments, f"--{job.told_by}") is not None
+    )
+    default = getattr(module, job.other_default if is_other else job.default)
     if file is None:
         return default
-    verb, settings = read_config(Path(file))
     if verb != job.module:
         raise UserError(f"{file} is for `rectified {verb}`, not for `rectified {job.module}`")
     return from_settings(type(default), settings, source=file)
