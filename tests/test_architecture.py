@@ -23,7 +23,17 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "protein": {"flow"},
     "scattering": {"frechet"},
     "report": set(),
-    "jobs": {"runs", "training", "frechet", "models", "data", "pruning", "binary", "flow", "protein"}
+    "jobs": {
+        "runs",
+        "training",
+        "frechet",
+        "models",
+        "data",
+        "pruning",
+        "binary",
+        "flow",
+        "protein",
+    }
     | {"scattering", "report"},
     "cli": {"jobs", "runs", "report", "training"},
     "__main__": {"cli"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rectified.errors import UserError
 from rectified.flow.diffusers.library import first_line, needed
@@ -34,6 +35,8 @@ def load_pipeline(source: str, device: torch.device | str = "cpu") -> Any:
     library, folder = needed("diffusers"), Path(source)
     if folder.exists():
         _check_parts(folder)
+    # diffusers finds the scheduler of a flow that was saved here only where it is imported
+    needed("rectified.flow.diffusers.scheduler")
     try:
         pipeline = library.DiffusionPipeline.from_pretrained(source)
     except UserError:
@@ -49,6 +52,11 @@ def load_pipeline(source: str, device: torch.device | str = "cpu") -> Any:
             raise UserError(
                 f"pipeline {source} ({type(pipeline).__name__}) has no {part}: take a Stable "
                 "Diffusion, Stable Diffusion XL or DDPM pipeline"
+            )
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and any(value.is_meta for value in part.parameters()):
+            raise UserError(
+                f"pipeline {source}: the weights of {name} are incomplete: copy it anew"
             )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -4,7 +4,8 @@
 `init_noise_sigma` and `scale_model_input`), and its network predicts noise minus data. Here a
 network predicts the velocity x1 - x0, and a step is Euler's.
 
-A pipeline that was saved with this scheduler names this module; loading it needs this package.
+A pipeline that was saved with this scheduler names this module. diffusers loads it where the module
+has been imported before, and says so where it has not: `import rectified.flow.diffusers.scheduler`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from torch import Tensor
 from rectified.errors import UserError
 from rectified.flow.diffusers.library import needed
 
-_diffusers = needed("diffusers")
+# diffusers, when it loads a class of another package, looks for the mixins beside it
+SchedulerMixin = needed("diffusers").SchedulerMixin
+ConfigMixin = needed("diffusers").ConfigMixin
 _register = needed("diffusers.configuration_utils").register_to_config
 
 
-class RectifiedFlowScheduler(_diffusers.SchedulerMixin, _diffusers.ConfigMixin):
+class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
     """Euler's method in equal steps, from noise at level N - 1 to data at level -1.
 
     Args:
