@@ -92,8 +92,8 @@ def test_fit_is_the_loop_that_one_would_write(kind):
     decay = {"weight_decay": 5e-4}
     optimizer = {
         "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, **decay),
-        "adam": lambda p: torch.optim.Adam(p, 0.01, **decay),
-        "adamw": lambda p: torch.optim.AdamW(p, 0.01, **decay),
+        "adam": lambda p: torch.optim.Adam(p, 0.01, fused=True, **decay),
+        "adamw": lambda p: torch.optim.AdamW(p, 0.01, fused=True, **decay),
     }[kind](theirs.parameters())
     found = []
     for epoch in range(3):

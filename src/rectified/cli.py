@@ -45,6 +45,27 @@ VERBS = {  # verb -> what it does, and examples
             "--networks none --limit 200 --seeds 5",
         ),
     ),
+    "flow": (
+        "learn a flow between two sets, straighten it, generate in few steps",
+        (
+            "--data moons --source gaussians8 --rounds 2 --steps 1,2,4,100",
+            "--data digits --recipe 2rf++ --seeds 3",
+            "--data PATH/cifar10 --recipe 2rf++ --model unet --seeds 1 --precision bf16",
+            "--data PATH/horses --source PATH/zebras --image-size 32",
+        ),
+    ),
+    "diffusion": (
+        "rectify a diffusion model on its own pairs: few steps, in its own form",
+        (
+            "--data digits --steps 1,2,4,50",
+            "--data digits --path scaled_linear --predict noise",
+            "--data digits --phases 4 --steps 1,2,4,50",
+        ),
+    ),
+    "sample": (
+        "samples from a finished run of flow, diffusion or protein",
+        ("runs/RUN --count 64 --steps 1", "runs/RUN --label 3 --guidance 2 --out samples"),
+    ),
     "report": ("one page over finished run folders", ("runs/demo runs/other --out page.html",)),
 }
 
@@ -65,6 +86,8 @@ _JOBS = {
     "prune": Job("prune", "DEFAULT"),
     "demo": Job("prune", "DEMO", Path("runs/demo")),
     "scatter": Job("scatter", "DEFAULT"),
+    "flow": Job("flow", "DEFAULT"),
+    "diffusion": Job("diffusion", "DEFAULT"),
 }
 _USER_ERRNO = {
     errno.ENOSPC: "the disk is full: free some space, or give --out another place",
@@ -135,7 +158,7 @@ def _dispatch(arguments: list[str]) -> None:
     verb, rest = arguments[0], arguments[1:]
     choose("verb", verb, list(VERBS))
     try:
-        _report(rest) if verb == "report" else _run(verb, rest)
+        {"report": _report, "sample": _sample}.get(verb, lambda rest: _run(verb, rest))(rest)
     except SystemExit as stop:  # a parser that has shown its help
         if stop.code not in (0, None):
             raise
@@ -272,28 +295,33 @@ def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> 
 
 
 def _parse(verb: str, default: Any, arguments: list[str]) -> tuple[RunOptions, Any]:
+    """Read flags over `default`, and where the run goes."""
+    arguments_of = make_dataclass("Arguments", [("run", RunOptions), (verb, type(default))])
+    parsed = _parse_only(verb, arguments_of(RunOptions(), default), arguments)
+    return parsed.run, getattr(parsed, verb)
+
+
+def _parse_only(verb: str, default: Any, arguments: list[str], usage: str = "") -> Any:
     """Read flags over `default`; tyro's own errors become one line."""
     import tyro
 
-    arguments_of = make_dataclass("Arguments", [("run", RunOptions), (verb, type(default))])
     words, examples = VERBS[verb]
     epilogue = "\n".join(f"  rectified {verb} {example}" for example in examples)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(
-                arguments_of,
+            return tyro.cli(
+                type(default),
                 args=arguments,
-                prog=f"rectified {verb}",
+                prog=f"rectified {verb} {usage}".strip(),
                 description=f"{words[0].upper()}{words[1:]}.\n\nexamples:\n{epilogue}",
-                default=arguments_of(RunOptions(), default),
+                default=default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(said.getvalue(), verb)) from None
-    return parsed.run, getattr(parsed, verb)
 
 
 def _one_line(box: str, verb: str) -> str:
@@ -307,6 +335,25 @@ def _one_line(box: str, verb: str) -> str:
     unknown = paragraph.startswith("Unrecognized")
     meant = f"; perhaps {proposed[0]}" if proposed and unknown else ""
     return f"{paragraph.rstrip('.')}{meant}; see rectified {verb} --help"
+
+
+def _sample(arguments: list[str]) -> None:
+    """`rectified sample RUN [options]`."""
+    from rectified.jobs.sample import SampleOptions, sample
+
+    folder, rest = _leading_path(arguments)
+    options = _parse_only("sample", SampleOptions(), rest, usage="RUN ")
+    if folder is None:
+        raise UserError("name the folder of a finished run: rectified sample RUN; see --help")
+    _quieten()
+    print(sample(folder, options))
+
+
+def _leading_path(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The first word, if it is not a flag, and the rest."""
+    if arguments and not arguments[0].startswith("-"):
+        return Path(arguments[0]), arguments[1:]
+    return None, arguments
 
 
 def _report(arguments: list[str]) -> None:

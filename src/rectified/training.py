@@ -203,7 +203,7 @@ def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer
             foreach=True,
         )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, rate, weight_decay=decay, foreach=True)
+    return kind(parameters, rate, weight_decay=decay, fused=True)
 
 
 class EMA:
@@ -227,17 +227,26 @@ class EMA:
         self.decay = decay
         self.updates = 0
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self._followed: tuple[nn.Module, dict[str, Tensor]] | None = None
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the network's present weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value, 1 - decay)
-            else:
+        live = self._live(model)
+        moving = [name for name, value in live.items() if value.is_floating_point()]
+        averages, values = [self.state[n] for n in moving], [live[n] for n in moving]
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        for name, value in live.items():
+            if not value.is_floating_point():
                 self.state[name].copy_(value)
+
+    def _live(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a network's state, looked up once: that costs as much as a small step."""
+        if self._followed is None or self._followed[0] is not model:
+            self._followed = (model, model.state_dict(keep_vars=True))
+        return self._followed[1]
 
     def __call__(self, step: Step) -> None:
         self.update(step.model)

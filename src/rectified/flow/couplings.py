@@ -128,11 +128,19 @@ def assignment(x0: Points, x1: Points) -> Int64[Tensor, " batch"]:
     """
     from scipy.optimize import linear_sum_assignment
 
-    flat0, flat1 = x0.detach().flatten(1).double(), x1.detach().flatten(1).double()
-    # |x0|^2 and |x1|^2 are the same for every assignment
-    cost = -(flat1 @ flat0.T)
+    # Only the products x0 . x1 tell assignments apart, so that moving or scaling a whole cloud does
+    # not change the best; SciPy is up to ten times as fast on clouds that lie upon each other.
+    flat0, flat1 = _standing(x0), _standing(x1)
+    cost = (flat0.square().sum(1) - 2 * flat1 @ flat0.T) + flat1.square().sum(1, keepdim=True)
     _, columns = linear_sum_assignment(cost.cpu().numpy())
     return torch.from_numpy(columns).to(x0.device)
+
+
+def _standing(x: Points) -> Tensor:
+    """Points around the origin, at a mean distance of 1."""
+    flat = x.detach().flatten(1).double()
+    flat = flat - flat.mean(0)
+    return flat / flat.square().sum(1).mean().sqrt().clamp(min=torch.finfo(flat.dtype).tiny)
 
 
 @dataclass(frozen=True, eq=False)

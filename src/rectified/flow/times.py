@@ -94,10 +94,9 @@ class UShaped:
         self, count: int, generator: torch.Generator | None = None, /
     ) -> Float[Tensor, " count"]:
         """Draw `count` times."""
-        u = _rand(count, generator)
-        is_late = u < 0.5  # the first bit of u chooses the end, the rest the distance from it
-        distance = torch.log1p(torch.where(is_late, 2 * u, 2 * u - 1) * math.expm1(self.a)) / self.a
-        return torch.where(is_late, distance, 1 - distance)
+        side = 2 * _rand(count, generator) - 1  # its sign chooses the end, its size the distance
+        distance = torch.log1p(side.abs() * math.expm1(self.a)) / self.a
+        return torch.where(side < 0, distance, 1 - distance)
 
     def density(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """a / (2 (e^a - 1)) (e^(a t) + e^(a (1 - t)))."""

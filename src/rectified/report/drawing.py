@@ -110,7 +110,7 @@ def figure(
 
 def _legend_columns(names: Sequence[str], sheet: Sheet) -> int:
     """As many as fit, with 50 units for each key and gap."""
-    longest = max(len(line) for name in names for line in name.split("\n"))
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
     return max(1, min(sheet.width // (_LETTER * longest + 50), len(names)))
 
 
@@ -134,7 +134,8 @@ def _svg(drawing: Drawing, sheet: Sheet, height: int) -> str:
         axes.set_title(y_label)
         axes.set_xlabel(x_label)
         handles = drawing.draw(axes, sheet)
-        canvas.legend(handles, names, loc="outside upper left", ncols=columns, alignment="left")
+        if names:
+            canvas.legend(handles, names, loc="outside upper left", ncols=columns, alignment="left")
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         canvas.savefig(file, format="svg", transparent=True, metadata=nothing)
         return _inline(file.getvalue())
