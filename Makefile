@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "Python 3.11 or newer is needed; write make PYTHON=python3.12, say"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev,fast,onnx]'
+		--constraint constraints.txt --editable '.[dev,fast,onnx,diffusers]'
 	@touch $@
 
 demo: venv

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.flow.diffusers.library import first_line, needed
@@ -115,6 +116,17 @@ def sample_shape(pipeline: Any) -> tuple[int, int, int]:
         raise UserError("the UNet's config has no sample_size: write it there")
     height, width = (sample, sample) if isinstance(sample, int) else sample
     return config["in_channels"], height, width
+
+
+@torch.no_grad()
+def decode(
+    pipeline: Any, samples: Float[Tensor, "n channels height width"]
+) -> Float[Tensor, "n colours rows columns"]:
+    """Pictures, about in [-1, 1], of what the UNet works on."""
+    autoencoder = getattr(pipeline, "vae", None)
+    if autoencoder is None:
+        return samples
+    return autoencoder.decode(samples / autoencoder.config["scaling_factor"], return_dict=False)[0]
 
 
 def save_pipeline(pipeline: Any, unet: Any, schedule: Schedule, folder: Path) -> Any:

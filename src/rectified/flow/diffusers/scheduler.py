@@ -18,10 +18,11 @@ from torch import Tensor
 from rectified.errors import UserError
 from rectified.flow.diffusers.library import needed
 
-# diffusers, when it loads a class of another package, looks for the mixins beside it
-SchedulerMixin = needed("diffusers").SchedulerMixin
-ConfigMixin = needed("diffusers").ConfigMixin
-_register = needed("diffusers.configuration_utils").register_to_config
+needed("diffusers")  # whose absence is told in our words
+# by these names: diffusers, when it loads a class of another package, looks for them beside it
+from diffusers import ConfigMixin, SchedulerMixin  # noqa: E402
+from diffusers.configuration_utils import register_to_config  # noqa: E402
+from diffusers.schedulers.scheduling_utils import SchedulerOutput  # noqa: E402
 
 
 class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
@@ -40,7 +41,7 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
     order = 1
     init_noise_sigma = 1.0
 
-    @_register
+    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000) -> None:
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
@@ -80,8 +81,7 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
         moved = sample + model_output / self.num_inference_steps
         if not return_dict:
             return (moved,)
-        output = needed("diffusers.schedulers.scheduling_utils").SchedulerOutput
-        return output(prev_sample=moved)
+        return SchedulerOutput(prev_sample=moved)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The point at a level between data and noise."""
