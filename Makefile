@@ -26,7 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "Python 3.11 or newer is needed; write make PYTHON=python3.12, say"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev,fast,onnx,protein,adaptive,dask,tensorboard]'
+		--constraint constraints.txt \
+		--editable '.[dev,fast,onnx,protein,adaptive,diffusers,dask,tensorboard]'
 	@touch $@
 
 demo: venv

@@ -16,6 +16,7 @@ from rectified import flow
 from rectified.errors import UserError, choose
 from rectified.jobs import flow as flow_job
 from rectified.jobs import flow_settings
+from rectified.jobs.diffusion_pipeline import PipelineConfig, run_pipeline
 from rectified.jobs.flow_settings import FlowConfig
 from rectified.jobs.flow_study import FlowStudy
 from rectified.jobs.options import Numbers
@@ -89,9 +90,15 @@ class DiffusionConfig:
 
 
 DEFAULT = DiffusionConfig()
+PIPELINE = PipelineConfig()
 
 
-def run(config: DiffusionConfig, folder: Run, facts: Mapping[str, Any], progress: bool) -> str:
+def run(
+    config: DiffusionConfig | PipelineConfig,
+    folder: Run,
+    facts: Mapping[str, Any],
+    progress: bool,
+) -> str:
     """Do the study and write its folder.
 
     Args:
@@ -103,6 +110,8 @@ def run(config: DiffusionConfig, folder: Run, facts: Mapping[str, Any], progress
     Returns:
         A short text with what was found.
     """
+    if isinstance(config, PipelineConfig):
+        return run_pipeline(config, folder, facts, progress)
     check(config)
     main = FlowStudy(as_flow(config), folder, progress, first=BASE, phases=config.phases)
     studies = [main]

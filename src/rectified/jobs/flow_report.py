@@ -30,7 +30,12 @@ Results = Mapping[str, Any]
 Row = Mapping[str, Any]
 Point = tuple[str, int, str, int]  # recipe, round, solver, steps
 
-NAMES = {"w2": "W2 (exact)", "frechet": "Fréchet distance"}
+NAMES = {
+    "w2": "W2 (exact)",
+    "frechet": "Fréchet distance",
+    "teacher": "squared distance from the teacher's own samples, relative",
+}
+_FLOORS = {"teacher": "the teacher in twice the steps"}
 _RIVALS: tuple[tuple[str, str, tuple[int, ...]], ...] = (  # ours, theirs, at which steps
     ("2rf++", "2rf", ()),
     ("rd", "2rf", ()),
@@ -88,9 +93,7 @@ def text(results: Results) -> str:
     rows = results["rows"]
     name = NAMES.get(rows[0]["distance_name"], rows[0]["distance_name"])
     floor = interval(note["floor"] for note in results["notes"].values())
-    said = [
-        f"{name} by number of steps, mean ± 95 % over seeds; real against real {floor.mean:.3g}"
-    ]
+    said = [f"{name} by number of steps, mean ± 95 % over seeds; {_floor(rows)} {floor.mean:.3g}"]
     said.append("")
     for (recipe, number), solver in _lines(rows):
         found = _points(rows, "distance")
@@ -104,6 +107,11 @@ def text(results: Results) -> str:
     for title, words in findings(results):
         said.append(f"{title}: {words}")
     return "\n".join(said)
+
+
+def _floor(rows: Sequence[Row]) -> str:
+    """What the least distance that can be expected is between."""
+    return _FLOORS.get(rows[0]["distance_name"], "real against real")
 
 
 def _steps(rows: Sequence[Row]) -> list[int]:
@@ -230,7 +238,8 @@ def page(results: Results, details: Mapping[str, Any]) -> str:
     config = results["config"]
     count = len({row["seed"] for row in results["rows"]})
     subtitle = (
-        f"{config.get('source', 'gaussian')} to {config['data']}, {count} seed{'s' * (count != 1)}"
+        f"{config.get('source', 'gaussian')} to {config.get('pipeline') or config['data']}, "
+        f"{count} seed{'s' * (count != 1)}"
     )
     title = f"{results['verb'].capitalize()} report"
     return render(Page(title, subtitle, tuple(sections(results, details))))
@@ -283,7 +292,7 @@ def _curves(rows: Sequence[Row], results: Results) -> Figure:
         y_label=f"log10 of {name}",
         alt="Distance from the data by number of steps, a line a flow and solver.",
         x_scale="log",
-        note=f"Mean over seeds with 95 % intervals; real against real: {floor:.3g} "
+        note=f"Mean over seeds with 95 % intervals; {_floor(rows)}: {floor:.3g} "
         f"(log10 {math.log10(max(floor, 1e-12)):.2f}).",
     )
 
@@ -337,7 +346,8 @@ def _grid(name: str, images: np.ndarray, steps: Sequence[int]) -> Figure:
                 canvas[top : top + height, left : left + width] = picture  # grey broadcasts
         axes.imshow(canvas, interpolation="nearest")
         axes.grid(visible=False)
-        names = ["source", *(f"{n} step{'s' * (n > 1)}" for n in steps)]
+        names = [f"{n} step{'s' * (n > 1)}" for n in steps]
+        names = ["source", *names][-rows:]  # where the source is a picture too
         axes.set_yticks([r * (height + 1) + height / 2 for r in range(rows)], names)
         axes.set_xticks([])
         return []

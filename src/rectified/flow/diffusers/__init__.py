@@ -19,6 +19,7 @@ from rectified.flow.diffusers.memory import Budget, InPieces
 from rectified.flow.diffusers.network import DiffusersNetwork
 from rectified.flow.diffusers.pairs import PipelineBatches, make_pipeline_pairs, solve
 from rectified.flow.diffusers.pipelines import (
+    decode,
     load_pipeline,
     pipeline_field,
     sample_shape,
@@ -37,6 +38,7 @@ __all__ = [
     "Prompts",
     "Schedule",
     "changed",
+    "decode",
     "few_step_scheduler",
     "load_pipeline",
     "make_pipeline_pairs",

@@ -64,8 +64,7 @@ class Budget:
         parts: list[Tensor] = []
         done = 0
         while done < count:
-            first = done
-            parts.append(self.run(lambda size, first=first: work(slice(first, first + size))))
+            parts.append(self.run(_from(done, work)))
             done += len(parts[-1])
         return torch.cat(parts)
 
@@ -80,6 +79,10 @@ class Budget:
         self.size = smaller
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _from(first: int, work: Callable[[slice], Tensor]) -> Callable[[int], Tensor]:
+    return lambda size: work(slice(first, first + size))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

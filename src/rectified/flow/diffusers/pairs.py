@@ -55,7 +55,7 @@ def solve(
     x = x0
     with evaluating(field.network):  # type: ignore[arg-type]
         for number in scheduler.timesteps:
-            output = known.output(x, schedule.time(number).to(x))
+            output = known.output(x, schedule.time(number).to(x)).to(x.dtype)
             x = scheduler.step(output, number, x, return_dict=False)[0]
     return x
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.flow.diffusers.library import first_line, needed
@@ -34,6 +36,8 @@ def load_pipeline(source: str, device: torch.device | str = "cpu") -> Any:
     library, folder = needed("diffusers"), Path(source)
     if folder.exists():
         _check_parts(folder)
+    # diffusers finds the scheduler of a flow that was saved here only where it is imported
+    needed("rectified.flow.diffusers.scheduler")
     try:
         pipeline = library.DiffusionPipeline.from_pretrained(source)
     except UserError:
@@ -49,6 +53,11 @@ def load_pipeline(source: str, device: torch.device | str = "cpu") -> Any:
             raise UserError(
                 f"pipeline {source} ({type(pipeline).__name__}) has no {part}: take a Stable "
                 "Diffusion, Stable Diffusion XL or DDPM pipeline"
+            )
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and any(value.is_meta for value in part.parameters()):
+            raise UserError(
+                f"pipeline {source}: the weights of {name} are incomplete: copy it anew"
             )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -107,6 +116,17 @@ def sample_shape(pipeline: Any) -> tuple[int, int, int]:
         raise UserError("the UNet's config has no sample_size: write it there")
     height, width = (sample, sample) if isinstance(sample, int) else sample
     return config["in_channels"], height, width
+
+
+@torch.no_grad()
+def decode(
+    pipeline: Any, samples: Float[Tensor, "n channels height width"]
+) -> Float[Tensor, "n colours rows columns"]:
+    """Pictures, about in [-1, 1], of what the UNet works on."""
+    autoencoder = getattr(pipeline, "vae", None)
+    if autoencoder is None:
+        return samples
+    return autoencoder.decode(samples / autoencoder.config["scaling_factor"], return_dict=False)[0]
 
 
 def save_pipeline(pipeline: Any, unet: Any, schedule: Schedule, folder: Path) -> Any:

@@ -4,7 +4,8 @@
 `init_noise_sigma` and `scale_model_input`), and its network predicts noise minus data. Here a
 network predicts the velocity x1 - x0, and a step is Euler's.
 
-A pipeline that was saved with this scheduler names this module; loading it needs this package.
+A pipeline that was saved with this scheduler names this module. diffusers loads it where the module
+has been imported before, and says so where it has not: `import rectified.flow.diffusers.scheduler`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from torch import Tensor
 from rectified.errors import UserError
 from rectified.flow.diffusers.library import needed
 
-_diffusers = needed("diffusers")
-_register = needed("diffusers.configuration_utils").register_to_config
+needed("diffusers")  # whose absence is told in our words
+# by these names: diffusers, when it loads a class of another package, looks for them beside it
+from diffusers import ConfigMixin, SchedulerMixin  # noqa: E402
+from diffusers.configuration_utils import register_to_config  # noqa: E402
+from diffusers.schedulers.scheduling_utils import SchedulerOutput  # noqa: E402
 
 
-class RectifiedFlowScheduler(_diffusers.SchedulerMixin, _diffusers.ConfigMixin):
+class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
     """Euler's method in equal steps, from noise at level N - 1 to data at level -1.
 
     Args:
@@ -37,7 +41,7 @@ class RectifiedFlowScheduler(_diffusers.SchedulerMixin, _diffusers.ConfigMixin):
     order = 1
     init_noise_sigma = 1.0
 
-    @_register
+    @register_to_config
     def __init__(self, num_train_timesteps: int = 1000) -> None:
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
@@ -77,8 +81,7 @@ class RectifiedFlowScheduler(_diffusers.SchedulerMixin, _diffusers.ConfigMixin):
         moved = sample + model_output / self.num_inference_steps
         if not return_dict:
             return (moved,)
-        output = needed("diffusers.schedulers.scheduling_utils").SchedulerOutput
-        return output(prev_sample=moved)
+        return SchedulerOutput(prev_sample=moved)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The point at a level between data and noise."""

@@ -54,7 +54,7 @@ class Schedule:
     predicts: Prediction
     levels: int
 
-    def time(self, level: Tensor | float) -> Float[Tensor, "..."]:
+    def time(self, level: Tensor | float | int) -> Float[Tensor, "..."]:
         """The time of a level, 1 - (k + 1) / N.
 
         Example:
@@ -132,7 +132,7 @@ def changed(schedule: Schedule, change: str, predict: str = "keep") -> Schedule:
         >>> from rectified.flow.paths import stable_diffusion
         >>> teacher = Schedule(stable_diffusion(), predictions.noise, 1000)
         >>> round(changed(teacher, "linear").path.terminal_gain, 1)
-        25.2
+        25.1
     """
     choose("schedule", change, CHANGES)
     choose("prediction", predict, ["keep", *_TYPE_OF])
