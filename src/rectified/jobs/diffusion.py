@@ -165,7 +165,16 @@ def straight(config: DiffusionConfig) -> FlowConfig:
 
 
 def sample_run(folder: Path, **options: Any) -> str:
-    """Samples from a finished run; see `rectified.jobs.flow.sample_run`."""
+    """Samples from a finished run; see `rectified.jobs.flow.sample_run`.
+
+    Raises:
+        UserError: for a run on a pipeline, which diffusers samples.
+    """
+    if (folder / "pipeline").is_dir():
+        raise UserError(
+            f"{folder} rectified a pipeline: sample it with diffusers, "
+            f"DiffusionPipeline.from_pretrained({str(folder / 'pipeline')!r})"
+        )
     return flow_job.sample_run(folder, **options)
 
 

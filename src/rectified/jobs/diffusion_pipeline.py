@@ -101,6 +101,11 @@ class PipelineConfig:
     seed: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    @property
+    def data(self) -> str:
+        """What a run's folder is named after."""
+        return self.pipeline
+
 
 def run_pipeline(
     config: PipelineConfig, folder: Run, facts: Mapping[str, Any], progress: bool
