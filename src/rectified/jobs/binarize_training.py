@@ -215,4 +215,4 @@ def _keep_memory() -> None:
         if mallopt is not None:
             trim_threshold, mmap_threshold = -1, -3  # malloc.h
             mallopt(trim_threshold, 1 << 30)
-            mallopt(mmap_threshold, 1 << 30)
+            mallopt(mmap_threshold, 1 << 25)  # the largest that every version takes

@@ -127,6 +127,29 @@ def test_zeros_and_nan(engine):
     assert pack(layer)(x).item() == layer(x).item() == 1  # +1 +1 -1
 
 
+def test_one_image_and_none(engine):
+    layer = BinaryConv2d(5, 6, 3, padding=1)
+    packed = pack(layer)
+    assert difference(layer, torch.randn(5, 7, 7), packed) <= CLOSE
+    assert packed(torch.zeros(0, 5, 7, 7)).shape == (0, 6, 7, 7)
+    assert pack(BinaryLinear(70, 3))(torch.zeros(0, 70)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (BinaryConv2d(5, 6, 3), torch.zeros(2, 4, 7, 7)),
+        (BinaryConv2d(5, 6, 3), torch.zeros(2, 5, 7, 7, dtype=torch.int64)),
+        (BinaryConv2d(5, 6, 3), torch.zeros(7, 7)),
+        (BinaryLinear(5, 6), torch.zeros(2, 4)),
+        (BinaryLinear(5, 6), torch.zeros(2, 5, device="meta")),
+    ],
+)
+def test_what_the_kernels_would_read_beyond_is_refused(layer, x):
+    with pytest.raises(UserError, match=r"x must have 5 .* on the CPU, got "):
+        pack(layer)(x)
+
+
 def test_words_for_padding_same_and_valid(engine):
     for padding in ("same", "valid"):
         layer = BinaryConv2d(5, 6, 3, padding=padding)

@@ -14,6 +14,7 @@ from rectified.binary.packed import operations
 from rectified.binary.packed.bits import PANEL, weight_to_panels, words_for
 from rectified.binary.packed.thresholds import Step
 from rectified.binary.sign import sign
+from rectified.errors import UserError
 
 
 class PackedProduct(nn.Module):
@@ -30,6 +31,10 @@ class PackedProduct(nn.Module):
         padding: above and below, left and right; what it adds counts as exactly 0.
         is_linear: whether it reads (..., inputs) and not images.
         has_step: whether it gives bits.
+
+    Raises:
+        UserError: when called on what has other channels, or is not on the CPU: the kernels would
+            read beyond it.
 
     Example:
         >>> from rectified.binary import BinaryConv2d, pack
@@ -95,8 +100,11 @@ class PackedProduct(nn.Module):
             self.thresholds, self.flips = step.thresholds, step.flips
 
     def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        self._check(x)
         if self.is_linear and not self.has_step and x.dtype != torch.int64:
             return self._rows(x)
+        if not self.is_linear and x.ndim == 3:  # one image, as nn.Conv2d takes it
+            return self(x[None])[0]
         geometry = (self.inputs, self.outputs, self.kernel, self.stride, self.padding)
         bits = x if x.dtype == torch.int64 else self._packed(x)
         if self.has_step:
@@ -105,6 +113,18 @@ class PackedProduct(nn.Module):
             )
         y = operations.products(bits, self.panels, self.alpha, self.bias, *geometry)
         return y.movedim(1, -1).flatten(0, 2) if self.is_linear else y
+
+    def _check(self, x: Tensor) -> None:
+        axis = -1 if self.is_linear else -3
+        is_bits = x.dtype == torch.int64
+        expected = words_for(self.inputs) if is_bits else self.inputs
+        found = x.shape[-1] if is_bits else x.shape[axis] if x.ndim >= -axis else 0
+        if found != expected or not x.is_cpu or (is_bits and x.ndim != 4):
+            what = "features" if self.is_linear else "channels of images"
+            raise UserError(
+                f"x must have {self.inputs} {what} on the CPU, got {tuple(x.shape)} of {x.dtype} on "
+                f"{x.device}"
+            )
 
     def _rows(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         rows = x if x.ndim == 2 else x.reshape(-1, self.inputs)

@@ -177,6 +177,9 @@ def _signs(
     padding: Sequence[int],
 ) -> Tensor:
     """The integer products by way of signs in floating point, pixel by pixel."""
+    if not bits.numel():  # no example
+        sizes = _sizes(bits.shape[1], bits.shape[2], kernel, stride, padding)
+        return panels.new_zeros((bits.shape[0], *sizes, outputs), dtype=torch.float32)
     x = words_to_signs(bits, channels).movedim(-1, 1)
     weight = panels_to_weight(panels, outputs, channels, (kernel[0], kernel[1]))
     return F.conv2d(x, weight, None, tuple(stride), tuple(padding)).movedim(1, -1)
