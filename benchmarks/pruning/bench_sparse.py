@@ -86,6 +86,7 @@ def main() -> None:
     for case in CASES:
         if options.only in case.name:
             rows += bench(case, options.threads, 2 if options.quick else options.rounds)
+    print("\n" + table(rows))
     result = {"machine": _machine(options.threads), "rows": rows}
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -151,6 +152,36 @@ def bench(case: Case, threads: int, rounds: int) -> list[dict[str, Any]]:
             flush=True,
         )
     return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as the table of docs/performance.md; targets that were met are bold.
+
+    Args:
+        rows: of one run.
+    """
+    lines = ["| work | 90 % | 95 % | 98 % | target | against PyTorch's best alone |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for name in dict.fromkeys(row["case"] for row in rows):
+        mine = [row for row in rows if row["case"] == name]
+        asked = any(row["target"] != 1 for row in mine)
+        ratios = [
+            f"{row['ratio']:.1f}x"
+            if not asked
+            else f"**{row['ratio']:.1f}x**"
+            if row["ratio"] >= row["target"]
+            else f"{row['ratio']:.1f}x (missed)"
+            for row in mine
+        ]
+        targets = "/".join(f"{row['target']:g}" for row in mine) if asked else "none"
+        alone = [
+            min(ms for engine, ms in row["dense_ms"].items() if engine != "onnxruntime")
+            / row["sparse_ms"]
+            for row in mine
+        ]
+        shown = ", ".join(f"{ratio:.1f}x" for ratio in alone)
+        lines.append(f"| {name} | {' | '.join(ratios)} | {targets} | {shown} |")
+    return "\n".join(lines)
 
 
 def _settled(model: nn.Module) -> nn.Module:

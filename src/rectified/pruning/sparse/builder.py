@@ -26,7 +26,7 @@ from rectified.pruning.sparse.program import Program
 NEAR = 1 << 13  # floats of input in a level-1 cache that leave room for weights: 32 KiB
 FAR = 1 << 16  # the same in a level-2 cache: 256 KiB
 RARELY = 6  # nonzeros that read a channel: fewer are not worth a copy without cache conflicts
-PASS = 20  # nonzeros in a row that are worth a pass of their own
+PASS = (10, 45)  # nonzeros in a row that are worth a pass of their own: a + b / vectors of a tile
 NO_FLOOR = -math.inf
 
 Row = dict[str, int | float]  # an operation by the fields of `kernels.OPERATION`
@@ -140,7 +140,10 @@ class Builder:
         target = self._allocate(outputs, height, width, self._halo_of(value))
         vectors, tall = _tiling(target)
         floats = _footprint(taps, vectors, tall)
-        block = _channels_at_once(value.channels, floats, nonzeros / (outputs * value.channels))
+        size = max(tall, 1) * min(vectors, kernels.VECTORS)
+        block = _channels_at_once(
+            value.channels, floats, nonzeros / (outputs * value.channels), size
+        )
         self._operations.append(
             {
                 "kind": kernels.SPARSE,
@@ -486,14 +489,15 @@ def _footprint(taps: _Taps, vectors: int, tall: int) -> int:
     rows, columns = taps.window.reach
     reach = rows * taps.value.pitch + columns
     if tall:
-        return tall * taps.value.pitch + reach
-    return min(vectors, kernels.VECTORS) * kernels.LANES + reach
+        return min(tall * taps.value.pitch + reach, taps.channel_stride)
+    return min(min(vectors, kernels.VECTORS) * kernels.LANES + reach, taps.channel_stride)
 
 
-def _channels_at_once(channels: int, floats: int, nonzeros: float) -> int:
+def _channels_at_once(channels: int, floats: int, nonzeros: float, vectors: int) -> int:
     """How many input channels one pass reads, if each has so many floats and nonzeros in a row."""
     # A pass over a row costs as much as some nonzeros, so it should have more than those.
-    worthwhile = max(NEAR // floats, round(PASS / max(nonzeros, 1e-3)))
+    wanted = PASS[0] + PASS[1] / vectors
+    worthwhile = max(NEAR // floats, round(wanted / max(nonzeros, 1e-3)))
     passes = -(-channels // max(1, min(worthwhile, FAR // floats)))
     return -(-channels // passes)
 
