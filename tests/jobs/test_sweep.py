@@ -376,6 +376,7 @@ def test_nobody_at_the_address_is_one_line(monkeypatch):
 
 # ---- real processes, one of them killed in the middle
 
+PATIENCE = 280.0  # seconds: a busy machine is no failure
 COMMAND = [sys.executable, "-m", "rectified", "sweep"]
 PRUNE = [*COMMAND, "prune", "--limit", "500", "--cycles", "4", "--epochs", "6", "--ap", "off"]
 PRUNE += ["--grid", "seed=0..3", "--device", "cpu", "--quiet"]
@@ -394,7 +395,7 @@ def numbers(path):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-def wait_for(condition, seconds=90.0):
+def wait_for(condition, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -425,6 +426,7 @@ def events_of(path):
     return [json.loads(line)["event"] for line in lines]
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_local_worker_is_replaced_and_its_run_goes_on(alone, tmp_path):
     path = tmp_path / "s"
     process = start([*PRUNE, "--workers", "2", "--out", str(path)])
@@ -435,18 +437,19 @@ def test_a_killed_local_worker_is_replaced_and_its_run_goes_on(alone, tmp_path):
         if child.memory_info().rss > 2e8  # it has torch
     ]
     workers[0].kill()
-    assert process.wait(120) == 0, process.stderr.read()
+    assert process.wait(PATIENCE) == 0, process.stderr.read()
     assert numbers(path) == alone
     assert "resume" in events_of(path)
 
 
+@pytest.mark.timeout(900)
 def test_a_stopped_sweep_ends_its_workers_and_goes_on(alone, tmp_path):
     path = tmp_path / "s"
     process = start([*PRUNE, "--workers", "2", "--out", str(path)])
     wait_for(lambda: under_way(path))
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(PATIENCE) == 130
     assert f"go on with: rectified sweep --resume {path}" in process.stderr.read()
     psutil.wait_procs(children, 20)
     assert not any(child.is_running() for child in children)
@@ -454,6 +457,7 @@ def test_a_stopped_sweep_ends_its_workers_and_goes_on(alone, tmp_path):
     assert numbers(path) == alone
 
 
+@pytest.mark.timeout(900)
 def test_dask_workers_do_the_runs_and_one_may_be_killed(alone, tmp_path):
     pytest.importorskip("distributed")
     module = [sys.executable, "-m"]
@@ -470,7 +474,7 @@ def test_dask_workers_do_the_runs_and_one_may_be_killed(alone, tmp_path):
         processes.append(sweeping)
         wait_for(lambda: under_way(path))
         processes[1].kill()
-        assert sweeping.wait(120) == 0, sweeping.stderr.read()
+        assert sweeping.wait(PATIENCE) == 0, sweeping.stderr.read()
     finally:
         for process in processes:
             process.kill()
@@ -479,6 +483,7 @@ def test_dask_workers_do_the_runs_and_one_may_be_killed(alone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ray_nodes_do_the_runs_and_one_may_be_lost(alone, tmp_path, tmp_path_factory):
     pytest.importorskip("ray")
     path, home = tmp_path / "s", tmp_path_factory.mktemp("r")
@@ -500,10 +505,10 @@ def test_ray_nodes_do_the_runs_and_one_may_be_lost(alone, tmp_path, tmp_path_fac
         nodes.append(sweeping)
         wait_for(lambda: under_way(path) or sweeping.poll() is not None)
         end_group(nodes[1])
-        assert sweeping.wait(200) == 0, sweeping.stderr.read()
+        assert sweeping.wait(PATIENCE) == 0, sweeping.stderr.read()
     finally:
         for node in nodes:
-            end_group(node) if node is not sweeping else sweeping.kill()
+            end_group(node)
             node.communicate()
     assert numbers(path) == alone
 

@@ -4,7 +4,8 @@
 
 For each Python that is here: a fresh environment, the wheel (and, on the first Python, the sdist)
 installed under constraints.txt, then `rectified demo`, outside of this folder. It says which
-Pythons were not here.
+Pythons were not here. `--light` installs no dependencies, compiles every file, and asks for the
+help only: for a Python without a small build of PyTorch. `--quick` shortens the demo.
 """
 
 from __future__ import annotations
@@ -22,9 +23,17 @@ ROOT = Path(__file__).parents[2]
 
 def build(into: Path) -> list[Path]:
     """The wheel and the sdist."""
-    command = [sys.executable, "-m", "build", "--outdir", str(into), str(ROOT)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    copy = into / "tree"  # a build writes into its tree
+    left = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=left)
+    command = [sys.executable, "-m", "build", "--outdir", str(into), str(copy)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=clean())
     return [next(into.glob("*.whl")), next(into.glob("*.tar.gz"))]
+
+
+def clean() -> dict[str, str]:
+    """The environment without this tree's sources, which pip would take for the package."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def version(python: str) -> str | None:
@@ -44,9 +53,8 @@ def check(python: str, package: Path, demo: list[str]) -> float:
         inside = home / "venv" / "bin"
         install = [str(inside / "python"), "-m", "pip", "install", "--quiet"]
         constraints = ["--constraint", str(ROOT / "constraints.txt")]
-        subprocess.run([*install, *constraints, str(package)], check=True)
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        environment |= {"HOME": place, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*install, *constraints, str(package)], check=True, env=clean())
+        environment = {**clean(), "HOME": place, "OMP_NUM_THREADS": "1"}
         started = time.monotonic()
         words = [str(inside / "rectified"), "demo", "--quiet", *demo]
         subprocess.run(words, check=True, cwd=place, env=environment)
@@ -54,6 +62,20 @@ def check(python: str, package: Path, demo: list[str]) -> float:
         page = home / "runs" / "demo" / "report.html"
         assert page.stat().st_size > 10_000, "the demo's report is empty"
     return taken
+
+
+def check_light(python: str, package: Path) -> None:
+    """Install `package` alone, compile it, and show its help, which needs no other package."""
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run([python, "-m", "venv", f"{place}/venv"], check=True)
+        inside = Path(place) / "venv" / "bin"
+        pip = [str(inside / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
+        subprocess.run([*pip, str(package)], check=True, env=clean())
+        where = next((Path(place) / "venv" / "lib").glob("python3*/site-packages/rectified"))
+        compiled = [str(inside / "python"), "-W", "error", "-m", "compileall", "-q", "-f"]
+        subprocess.run([*compiled, str(where)], check=True, env=clean())
+        words = [str(inside / "rectified"), "--help"]
+        subprocess.run(words, check=True, cwd=place, env=clean(), stdout=subprocess.DEVNULL)
 
 
 def main(arguments: list[str]) -> int:
@@ -69,6 +91,10 @@ def main(arguments: list[str]) -> int:
             if found is None:
                 print(f"{python}: not here", flush=True)
                 missing += 1
+                continue
+            if "--light" in arguments:
+                check_light(python, wheel)
+                print(f"Python {found}, {wheel.name}: installs, compiles, shows its help")
                 continue
             for package in [wheel, source] if number == 0 else [wheel]:
                 taken = check(python, package, demo)
