@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
@@ -111,6 +112,40 @@ def test_schedules_are_read_and_written_back():
         again = read_schedule(few_step_scheduler(first))
         assert (again.predicts, again.levels) == (first.predicts, first.levels)
         torch.testing.assert_close(again.path.betas, first.path.betas, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        diffusers.DDPMScheduler,
+        diffusers.PNDMScheduler,  # Stable Diffusion 1.5's
+        diffusers.EulerDiscreteScheduler,  # Stable Diffusion XL's
+        diffusers.DPMSolverMultistepScheduler,
+        diffusers.UniPCMultistepScheduler,
+        diffusers.LCMScheduler,
+    ],
+)
+def test_every_scheduler_with_betas_has_the_same_path(kind):
+    found = read_schedule(kind(**tiny.SCHEDULE))
+    torch.testing.assert_close(found.path.betas, scaled_linear_betas(), rtol=1e-4, atol=1e-7)
+    assert (found.predicts, found.levels) == (predictions.noise, 1000)
+
+
+def test_what_a_pipeline_was_told_is_told_to_the_student(tmp_path, noise):
+    pipeline = tiny.stable_diffusion_xl(tmp_path)
+    pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    schedule = read_schedule(pipeline.scheduler)
+    save_pipeline(pipeline, pipeline.unet, schedule, tmp_path / "student")
+    student = load_pipeline(str(tmp_path / "student"))
+    assert not student.config["force_zeros_for_empty_prompt"]
+    ours, theirs = (
+        latents(one, noise, num_inference_steps=1, guidance_scale=2.0)
+        for one in (student, pipeline)
+    )
+    assert ours.shape == theirs.shape
+    field, _ = pipeline_field(student, PROMPTS)
+    empty = field.network.prompts(torch.tensor([-1]))["encoder_hidden_states"]
+    assert empty.abs().max() > 0
 
 
 def test_the_written_scheduler_names_its_betas_where_it_can():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Sequence
@@ -151,10 +152,10 @@ def save_pipeline(pipeline: Any, unet: Any, schedule: Schedule, folder: Path) ->
     if not takes_prompts(pipeline):  # DDIM's scheduler has a pipeline of its own
         is_ddpm = isinstance(schedule.path, DDPM)
         kind = library.DDIMPipeline if is_ddpm else library.DDPMPipeline
-    options = {}
-    if "safety_checker" in parts:
-        options["requires_safety_checker"] = parts["safety_checker"] is not None
-    student = kind(**parts, **options)
+    taken = inspect.signature(kind).parameters
+    # such as force_zeros_for_empty_prompt of Stable Diffusion XL
+    options = {n: v for n, v in pipeline.config.items() if n in taken and n not in parts}
+    student = kind(**{n: v for n, v in parts.items() if n in taken}, **options)
     student.set_progress_bar_config(disable=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     student.save_pretrained(temporary)
