@@ -27,7 +27,6 @@ from rectified.flow import (
     Draws,
     Field,
     FlowMatching,
-
     MinibatchOT,
     euler,
     gaussian,

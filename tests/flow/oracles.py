@@ -80,3 +80,8 @@ class GaussianFlow:
             return predicts.of(self.endpoints(x, t), t, self.path)
 
         return predict
+
+
+def named(value: object) -> str:
+    """A test's name for a function or a value: `str` of a function is another in every process."""
+    return getattr(value, "__name__", None) or str(value)

@@ -32,7 +32,7 @@ from rectified.flow import (
 )
 from rectified.flow.predictions import Endpoints
 from rectified.flow.solvers import mix
-from tests.flow.oracles import PATHS, GaussianFlow, normal
+from tests.flow.oracles import PATHS, GaussianFlow, named, normal
 
 
 def fine(steps, first=0.0, last=1.0):
@@ -54,7 +54,7 @@ def swung(x, t=1.0):
 ORDERS = [(euler, 1), (midpoint, 2), (Heun("heun"), 2), (heun, 2), (rk4, 4)]
 
 
-@pytest.mark.parametrize(("step", "order"), ORDERS, ids=str)
+@pytest.mark.parametrize(("step", "order"), ORDERS, ids=named)
 def test_errors_fall_with_the_order_of_the_method(step, order):
     x = normal(4, 2)
     errors = [
@@ -64,7 +64,7 @@ def test_errors_fall_with_the_order_of_the_method(step, order):
         assert math.log2(coarse / finer) == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize(("step", "order"), ORDERS, ids=str)
+@pytest.mark.parametrize(("step", "order"), ORDERS, ids=named)
 def test_backward_undoes_forward_within_the_error_of_the_method(step, order):
     x = normal(4, 2)
     there = integrate(swing, x, fine(64), step)[-1]
@@ -85,7 +85,7 @@ def test_backward_undoes_forward_within_the_error_of_the_method(step, order):
         (exponential2, 7),
         (DDIM(), 7),
     ],
-    ids=str,
+    ids=named,
 )
 def test_evaluations_are_counted(step, evaluations):
     asked = []
@@ -211,7 +211,7 @@ class Paired:
         return predictions.velocity.of(self.ends, t, self.path)
 
 
-@pytest.mark.parametrize("step", [natural_euler, renoise, exponential2, DDIM(0.0)], ids=str)
+@pytest.mark.parametrize("step", [natural_euler, renoise, exponential2, DDIM(0.0)], ids=named)
 @pytest.mark.parametrize("name", PATHS)
 def test_on_a_first_order_flow_any_number_of_steps_is_exact(step, name):
     x0, x1 = normal(4, 3), normal(4, 3, seed=1)
@@ -274,7 +274,7 @@ def test_exponential2_is_second_order(name):
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("step", [natural_euler, exponential2, DDIM(0.0)], ids=str)
+@pytest.mark.parametrize("step", [natural_euler, exponential2, DDIM(0.0)], ids=named)
 @pytest.mark.parametrize("is_backward", [False, True])
 def test_from_end_to_end_all_states_are_finite(name, step, is_backward):
     path, exact = PATHS[name], GaussianFlow(PATHS[name])
@@ -284,7 +284,7 @@ def test_from_end_to_end_all_states_are_finite(name, step, is_backward):
     assert torch.isfinite(torch.stack(list(integrate(field, x, times, step)))).all()
 
 
-@pytest.mark.parametrize("step", [natural_euler, exponential2], ids=str)
+@pytest.mark.parametrize("step", [natural_euler, exponential2], ids=named)
 @pytest.mark.parametrize("name", ["straight", "vp_cosine"])
 def test_end_points_backward_and_forward_meet(step, name):
     path, exact = PATHS[name], GaussianFlow(PATHS[name])

@@ -21,6 +21,7 @@ from rectified.flow import (
     uniform,
 )
 from rectified.flow.times import TimeDistribution
+from tests.flow.oracles import named
 
 LAWS = {
     "uniform": Uniform(),
@@ -67,7 +68,7 @@ def test_outside_of_time_there_is_no_density(name):
     assert LAWS[name].density(torch.tensor([-0.1, 1.1])).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("law", [*LAWS.values(), Discrete(4), EndpointMass(uniform)], ids=str)
+@pytest.mark.parametrize("law", [*LAWS.values(), Discrete(4), EndpointMass(uniform)], ids=named)
 def test_draws_are_those_of_the_generator(law):
     assert isinstance(law, TimeDistribution)
     assert torch.equal(law(100, generator(3)), law(100, generator(3)))

@@ -19,6 +19,7 @@ What leaves a tile is d = K - 2 count, per pixel and output, as
 Jobs of `rectified.gang`: serial, `nogil`, addresses and sizes in; compiled once a machine.
 """
 
+from collections.abc import Sequence
 from typing import no_type_check
 
 import numpy as np
@@ -101,7 +102,7 @@ def _count(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 def _products(
-    builder: ir.IRBuilder, rows: int, group: int, arguments: list[ir.Value]
+    builder: ir.IRBuilder, rows: int, group: int, arguments: Sequence[ir.Value]
 ) -> list[list[ir.Value]]:
     """d of `rows` pixels and one group of outputs: VECTORS vectors of LANES counts each."""
     pixels, step, segments, pitch, words, panel, panel_pitch, total = arguments

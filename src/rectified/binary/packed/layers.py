@@ -122,8 +122,8 @@ class PackedProduct(nn.Module):
         if found != expected or not x.is_cpu or (is_bits and x.ndim != 4):
             what = "features" if self.is_linear else "channels of images"
             raise UserError(
-                f"x must have {self.inputs} {what} on the CPU, got {tuple(x.shape)} of {x.dtype} on "
-                f"{x.device}"
+                f"x must have {self.inputs} {what} on the CPU, got {tuple(x.shape)} of {x.dtype} "
+                f"on {x.device}"
             )
 
     def _rows(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
