@@ -498,8 +498,9 @@ class _Study:
         student = arms[self.seeds[0], self.recipe].shown
         if self.folder.writer and student is not None:
             save_grid(self.folder.path / "samples.png", student[0])
-        self.folder.write_json("details.json", {"notes": results["notes"], "shown": shown})
-        self.folder.write_text("report.html", flow_report.page(results, shown))
+        details = {"notes": results["notes"], "shown": shown}
+        self.folder.write_json("details.json", details)
+        self.folder.write_text("report.html", flow_report.page(results, details))
         self.folder.write_results(**results)
         place = self.folder.path / "pipeline"
         said = [flow_report.text(results), *(f"mind: {one}" for one in results["warnings"])]
