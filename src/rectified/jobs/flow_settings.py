@@ -146,7 +146,7 @@ _POINTS: dict[str, Any] = {
     "updates": 5000,
     "reflow_updates": 5000,
     "batch_size": 256,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "pairs": 50_000,
     "samples": 2000,
 }
