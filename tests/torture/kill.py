@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import random
-import shlex
 import signal
 import subprocess
 import sys
@@ -90,7 +89,7 @@ def start(
     words: str, folder: Path, *, jump: int | None = None, saves: float = -1.0
 ) -> multiprocessing.process.BaseProcess:
     """Begin a command; `saves` is how often an unfinished training is kept, in seconds."""
-    arguments = shlex.split(material.filled(words))
+    arguments = material.split(words)
     import_module(f"rectified.jobs.{'prune' if arguments[0] == 'demo' else arguments[0]}")
     process = FORK.Process(target=child, args=(arguments, folder, jump, saves))
     process.start()

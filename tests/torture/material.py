@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -49,21 +50,24 @@ def pipeline() -> Path:
     return place() / "pipeline"
 
 
-def small_proteins() -> None:
+def small_proteins(
+    set_attribute: Callable[..., None] = setattr, set_item: Callable[..., None] = dict.__setitem__
+) -> None:
     """Let the smallest preset be smaller, and measure few real windows: for kills, not for use."""
     from rectified.jobs import protein_study
     from rectified.protein import model
     from tests.protein.conftest import SMALL
 
-    model.SIZES["tiny"], protein_study._REAL = SMALL, 8
+    set_item(model.SIZES, "tiny", SMALL)
+    set_attribute(protein_study, "_REAL", 8)
 
 
 MATERIAL: dict[str, Callable[[], Any]] = {"{chains}": chains, "{pipeline}": pipeline}
 
 
-def filled(words: str) -> str:
-    """A command with the names of material in it."""
+def split(words: str) -> list[str]:
+    """The arguments of a command, with the names of material in it."""
     for name, make in MATERIAL.items():
         if name in words:
             words = words.replace(name, str(make()))
-    return words
+    return shlex.split(words)
