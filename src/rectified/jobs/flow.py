@@ -106,15 +106,9 @@ def warnings(
 ) -> list[str]:
     """What a user should know before trusting the figures."""
     said = []
-    gain = study.path.terminal_gain
-    if study.config.predict == "noise" and gain > flow_settings.LARGE_GAIN:
-        many = "infinitely" if math.isinf(gain) else f"{gain:.3g} times"
-        said.append(
-            f"Predicting noise on the path {study.config.path} multiplies the network's error "
-            f"{many} in the first step (terminal gain b(0)/a(0)), so one step is ill-conditioned: "
-            "write --predict v_prediction or target, or take a path of smaller gain, such as "
-            "scaled_linear."
-        )
+    ill_conditioned = flow.gain_warning(study.path, flow.PREDICTIONS[study.config.predict])
+    if ill_conditioned:
+        said.append(f"Path {study.config.path}: {ill_conditioned}.")
     solver = study.config.solver
     for name, note in notes.items():
         if solver == "renoise" and note["first_order_gap"] > flow_settings.RENOISE_GAP:

@@ -53,7 +53,6 @@ COUPLINGS = ("independent", "ot", "class_ot")
 MODELS = ("mlp", "resmlp", "unet", "dit")
 RENOISE_STEPS = range(2, 9)  # where rf++'s update was seen to help
 RENOISE_GAP = 0.02  # the largest first-order gap at which it is safe
-LARGE_GAIN = 10.0  # terminal gain above which a noise prediction is warned about
 
 
 @dataclass(frozen=True)
