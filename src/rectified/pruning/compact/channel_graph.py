@@ -42,11 +42,11 @@ from rectified.pruning.compact.operations import (
     argument,
     asks_shape,
     axis_after_reshape,
-    is_in_place,
     keeps_channels_apart,
     pads_with_zeros,
 )
 from rectified.pruning.tracing import shape_of, site_names, trace_graph, used_once
+from rectified.rewriting import overwritten
 
 # a pool of n equal values returns them within a few roundings; a border effect is far larger
 _ROUNDINGS = 64
@@ -180,20 +180,16 @@ class _Walk:
     def visit(self, node: Node) -> None:
         if node.op in ("placeholder", "get_attr") or asks_shape(node):
             return
-        overwrites = self._overwrites_shared(node)
-        found = None if overwrites else self._rule(node)(node)
+        changed = overwritten(node, self.modules)
+        found = None if changed else self._rule(node)(node)
         if found is not None:
             self.channels[node] = self._silence(node, found)
             return
-        for source in node.all_input_nodes:
+        for source in (*node.all_input_nodes, *changed):
             if source in self.channels:
                 self.pins.append((self.channels[source].classes, self._describe(node)))
-            if overwrites:
-                self.channels.pop(source, None)  # its constants hold no longer
-
-    def _overwrites_shared(self, node: Node) -> bool:
-        """Whether a node changes a tensor in place that another node reads, too."""
-        return is_in_place(node, self._module(node)) and len(node.all_input_nodes[0].users) > 1
+        for source in changed:
+            self.channels.pop(source, None)  # its constants hold no longer
 
     def _rule(self, node: Node) -> Callable[[Node], Channels | None]:
         kind = self._kind(node)

@@ -70,17 +70,6 @@ def asks_shape(node: Node) -> bool:
     return node.target is getattr and node.args[1] in _SHAPE_QUERIES
 
 
-def is_in_place(node: Node, module: nn.Module | None) -> bool:
-    """Whether a node writes into its first input; `module` is what it calls, if it calls one."""
-    return bool(
-        node.target in _IN_PLACE_OPERATORS
-        or node.kwargs.get("inplace", False)
-        or getattr(module, "inplace", False)
-        or (node.op == "call_method" and str(node.target).endswith("_"))
-        or node.target in (torch.relu_, F.relu_)
-    )
-
-
 def keeps_channels_apart(node: Node, kind: Any, axis: int, dimensions: int) -> bool:
     """Whether every output channel depends on that channel of the inputs and on no other.
 

@@ -31,7 +31,10 @@ class ChannelsLast(nn.Module):
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.inner = inner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for parameter in inner.parameters():
+            if parameter.ndim == 4:  # `Module.to` would refuse 3d convolutions
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.inner = inner
 
     def forward(self, *inputs: Tensor) -> Tensor:
         images = (
@@ -97,6 +100,8 @@ def reason_for_dense(layer: nn.Module) -> str:
         >>> reason_for_dense(nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"))
         "padding_mode 'reflect' is not zeros"
     """
+    if _is_hooked(layer):
+        return "its forward has hooks"
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
         return f"padding_mode {layer.padding_mode!r} is not zeros"
     if not has_kernels():
@@ -106,6 +111,10 @@ def reason_for_dense(layer: nn.Module) -> str:
     if parse_layer(layer) is None:
         return f"no sparse kernel for this {type(layer).__name__}"
     return ""
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def engines(layer: nn.Module, threads: int) -> dict[str, Callable[[], nn.Module]]:
@@ -122,6 +131,8 @@ def engines(layer: nn.Module, threads: int) -> dict[str, Callable[[], nn.Module]
     from copy import deepcopy
 
     ways: dict[str, Callable[[], nn.Module]] = {"dense": lambda: deepcopy(layer)}
+    if _is_hooked(layer):
+        return ways  # a copy keeps its hooks, no other engine would
     if type(layer) is nn.Conv2d:
         ways["channels_last"] = lambda: ChannelsLast(deepcopy(layer))
     if type(layer) is nn.Linear:

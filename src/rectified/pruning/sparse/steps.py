@@ -136,7 +136,9 @@ def parse(node: Node, modules: Mapping[str, nn.Module]) -> Step | None:
         modules: the network's modules by name.
     """
     if node.op == "call_module":
-        return parse_layer(modules[str(node.target)])
+        layer = modules[str(node.target)]
+        is_hooked = layer._forward_hooks or layer._forward_pre_hooks
+        return None if is_hooked else parse_layer(layer)
     reader = _READERS.get(node.target) if node.op in ("call_function", "call_method") else None
     return reader(node) if reader else None
 
