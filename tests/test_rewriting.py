@@ -83,7 +83,9 @@ def test_a_transformer_layer_calls_the_layers_that_have_been_put_into_it(batch_f
 def test_results_agree_up_to_rounding_whatever_their_structure() -> None:
     x = torch.randn(3)
     assert agree({"a": [x, 1]}, {"a": [x + 1e-7, 2]})
-    assert agree(torch.tensor([float("nan"), float("inf")]), torch.tensor([float("nan"), torch.inf]))
+    assert agree(
+        torch.tensor([float("nan"), float("inf")]), torch.tensor([float("nan"), torch.inf])
+    )
     assert not agree(x, x + 1e-2)
     assert not agree(x, x[:2])
     assert not agree((x, x), x)
@@ -170,7 +172,12 @@ def test_numbers_are_not_written_into() -> None:
 def test_constants_are_no_arguments_of_the_graph() -> None:
     class Options(nn.Module):
         def forward(
-            self, x: Tensor, scale: float = 2.0, *, mask: Tensor | None = None, how: tuple = (1, "a")
+            self,
+            x: Tensor,
+            scale: float = 2.0,
+            *,
+            mask: Tensor | None = None,
+            how: tuple = (1, "a"),
         ) -> Tensor:
             x = x * scale if how[1] == "a" else x
             return x if mask is None else x * mask

@@ -410,7 +410,7 @@ def test_a_way_that_does_not_run_or_computes_something_else_is_noted_and_not_tak
     model = pruned(Asking)
     fast = sparsify(model, images(2))
     assert_same(fast(images(3)), model(images(3)))
-    with pytest.raises(UserError, match="no engine is left: .*the way 'layers' does not run: "):
+    with pytest.raises(UserError, match=r"no engine is left: .*the way 'layers' does not run: "):
         sparsify(model, images(2), engine={"conv": "kernel"})
     notes: list[str] = []
     ways = {"layers": nn.ReLU(), "dense": nn.ReLU(), "fused": nn.Identity()}
