@@ -4,10 +4,11 @@
 
 Every case is timed in floating point with PyTorch (linear layers: `F.linear` and oneDNN;
 convolutions and networks: contiguous and channels last) and with onnxruntime if it is installed, in
-PyTorch's int8, and packed: taking signs, the product and the scale, floats in and floats out. Before
-it is timed the packed network must have the outputs of its float twin, to 1e-4. In each round every engine runs a
-few times in a row, the first uncounted; its time is the median of those, and its result the median
-over rounds. A ratio is the median over rounds of (fastest float engine / packed), and
+PyTorch's int8, and packed: taking signs, the product and the scale, floats in and floats out.
+Before it is timed the packed network must have the outputs of its float twin, to 1e-4. In each
+round every engine runs a few times in a row, the first uncounted; its time is the median of those,
+and its result the median over rounds. With several threads each engine first waits until those of
+the one before sleep. A ratio is the median over rounds of (fastest float engine / packed), and
 `ratio_of_best` that of the fastest rounds, as a check: on a shared machine a long call is
 interrupted more often than a short one, and the first ratio is then too high. One thread is timed
 by the process's own CPU time, which other processes do not lengthen; several by the clock.
@@ -36,6 +37,7 @@ from rectified.binary import convert, pack
 from rectified.models import one_bit_resnet20, vgg_small
 
 CLOSE = 1e-4  # logits of whole networks are some units large
+QUIET = 0.06  # seconds for which the threads of an engine may occupy their cores after a call
 SECONDS = 0.01  # of one engine in one round, if a call is shorter
 
 
@@ -240,8 +242,6 @@ def _onnx_session(model: nn.Module, x: Tensor, threads: int) -> Callable[[], obj
         torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # its threads sleep between calls, or they would take the cores of whoever comes next
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: session.run(None, feed)
@@ -297,6 +297,11 @@ def _rounds(
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if threads > 1:
+                time.sleep(QUIET)
+                until = time.perf_counter() + SECONDS
+                while time.perf_counter() < until:  # the core has to get up to speed again
+                    call()
             repeats = max(3, min(300, round(SECONDS / max(1e-6, _seconds(call, clock)))))
             spent = [_seconds(call, clock) for _ in range(repeats)]
             times[name].append(1e3 * statistics.median(spent))
