@@ -108,6 +108,11 @@ def _makes_weight(hook: object) -> bool:
     ) and hasattr(hook, "remove")
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more, or something else, than its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def call_layers_(model: nn.Module) -> None:
     """Let every transformer layer of PyTorch's call its linear layers, also in evaluation.
 

@@ -17,7 +17,7 @@ from torch.fx.node import Node
 from torch.fx.passes.shape_prop import ShapeProp
 
 from rectified.pruning.sites import activation_kind
-from rectified.rewriting import defaults, trace
+from rectified.rewriting import defaults, is_hooked, trace
 
 
 @torch.no_grad()
@@ -89,7 +89,16 @@ def used_once(traced: fx.GraphModule) -> set[str]:
     Only these can change their size without a change elsewhere.
     """
     modules = dict(traced.named_modules())
-    calls = Counter(
+    # layers inside of modules that are not traced into are called with them
+    inside = [
+        f"{node.target}.{path}"
+        for node in traced.graph.nodes
+        if node.op == "call_module"
+        for path, _module in modules[str(node.target)].named_modules()
+        if path
+    ]
+    calls = Counter(inside)
+    calls.update(
         str(n.target) if n.op == "call_module" else str(n.target).rpartition(".")[0]
         for n in traced.graph.nodes
         if n.op in ("call_module", "get_attr")
@@ -97,8 +106,7 @@ def used_once(traced: fx.GraphModule) -> set[str]:
     owners = Counter(id(p) for module in modules.values() for p in _own_weights(module))
 
     def is_alone(module: nn.Module) -> bool:
-        hooked = module._forward_pre_hooks or module._forward_hooks
-        return not hooked and all(owners[id(p)] == 1 for p in _own_weights(module))
+        return not is_hooked(module) and all(owners[id(p)] == 1 for p in _own_weights(module))
 
     return {name for name, count in calls.items() if count == 1 and is_alone(modules[name])}
 

@@ -839,3 +839,26 @@ def test_weights_made_by_torchs_own_pruning_are_removed(wrapped: bool) -> None:
     assert torch.allclose(small(x), model(x), atol=1e-6)
     assert len(small[0].weight) <= 10
     assert list(small.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@torch.no_grad()
+def test_hidden_units_of_pytorchs_transformer_layers_go(activation: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation=activation)
+    model = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)).eval()
+    first, second = model[1].layers
+    first.linear1.weight[:10] = 0  # constant hidden units
+    first.linear1.bias[:10] = torch.linspace(-1, 1, 10)
+    first.linear2.weight[:, 14:] = 0  # units that nobody reads
+    second.linear2.register_forward_hook(lambda _layer, _inputs, output: 2 * output)
+    second.linear1.weight[:10] = 0
+    x = torch.randn(2, 5, 4)
+    made = compaction(model, x)
+    assert torch.allclose(made.model(x), model(x), atol=1e-5)
+    sizes = {entry.name: entry for entry in made.layers}
+    assert sizes["1.layers.0.linear1"].outputs == (16, 4)
+    assert sizes["1.layers.0.linear2"].inputs == (16, 4)
+    assert sizes["1.layers.1.linear1"].outputs == (16, 16)
+    assert sizes["1.layers.0.linear2"].stays == "1.layers.0 (TransformerEncoderLayer)"
+    assert resize(copy.deepcopy(model), made.model.state_dict())(x).shape == (2, 5, 3)

@@ -28,6 +28,7 @@ from rectified.binary.packed.bits import panels_to_weight, weight_to_panels
 from rectified.binary.packed.layers import PackedProduct, PoolBits, SignedLayer
 from rectified.binary.packed.packing import PackedLayer, PackedModel
 from rectified.errors import UserError
+from rectified.rewriting import is_hooked
 
 FORMAT = "rectified-packed"
 VERSION = "2"
@@ -313,7 +314,7 @@ def _asks_for_more(function: Callable[..., Any], arguments: Sequence[Any]) -> bo
 
 def _described(name: str, module: nn.Module) -> dict[str, Any]:
     """A module as its type and arguments."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    if is_hooked(module):
         raise UserError(f"a file cannot hold the hooks of {name!r}: remove them, and pack again")
     if isinstance(module, SignedLayer):
         return {

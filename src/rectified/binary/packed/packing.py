@@ -33,7 +33,7 @@ from rectified.binary.packed.thresholds import (
 )
 from rectified.binary.tracing import module_of, only_input, trace
 from rectified.errors import UserError
-from rectified.rewriting import call_layers_, plain_copy
+from rectified.rewriting import call_layers_, is_hooked, plain_copy
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,6 @@ def _layer(layer: BinaryLayer) -> nn.Module:
     return _with_hooks(layer, _signed(layer) if reason_for_float(layer) else _product(layer))
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _with_hooks(layer: BinaryLayer, made: nn.Module) -> nn.Module:
     """What runs in a layer's place, with what somebody has hung on that."""
     for name in ("_forward_hooks", "_forward_pre_hooks", *_HOW_HOOKS_ARE_CALLED):
@@ -294,7 +290,7 @@ class _Packer:
         return (
             layer is not None
             and not reason_for_float(layer)
-            and not _is_hooked(layer)
+            and not is_hooked(layer)
             and str(node.target) not in self.shared
         )
 

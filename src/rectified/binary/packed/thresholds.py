@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 
 from rectified.binary.packed.bits import PANEL, bits_to_words, flips_to_halves
+from rectified.rewriting import is_hooked
 
 _LEAST, _MOST = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
 
@@ -65,7 +66,7 @@ def is_monotone(module: nn.Module) -> bool:
         >>> is_monotone(nn.BatchNorm2d(3)), is_monotone(nn.GELU()), is_monotone(nn.LeakyReLU(-1))
         (True, False, False)
     """
-    if module._forward_hooks or module._forward_pre_hooks:
+    if is_hooked(module):
         return False
     if isinstance(module, nn.LeakyReLU):
         return module.negative_slope >= 0

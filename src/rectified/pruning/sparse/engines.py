@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rectified.rewriting import is_hooked
+
 
 def has_kernels() -> bool:
     """Whether numba is installed, which the compiled kernels need."""
@@ -100,7 +102,7 @@ def reason_for_dense(layer: nn.Module) -> str:
         >>> reason_for_dense(nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"))
         "padding_mode 'reflect' is not zeros"
     """
-    if _is_hooked(layer):
+    if is_hooked(layer):
         return "its forward has hooks"
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
         return f"padding_mode {layer.padding_mode!r} is not zeros"
@@ -111,10 +113,6 @@ def reason_for_dense(layer: nn.Module) -> str:
     if parse_layer(layer) is None:
         return f"no sparse kernel for this {type(layer).__name__}"
     return ""
-
-
-def _is_hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def engines(layer: nn.Module, threads: int) -> dict[str, Callable[[], nn.Module]]:
@@ -131,7 +129,7 @@ def engines(layer: nn.Module, threads: int) -> dict[str, Callable[[], nn.Module]
     from copy import deepcopy
 
     ways: dict[str, Callable[[], nn.Module]] = {"dense": lambda: deepcopy(layer)}
-    if _is_hooked(layer):
+    if is_hooked(layer):
         return ways  # a copy keeps its hooks, no other engine would
     if type(layer) is nn.Conv2d:
         ways["channels_last"] = lambda: ChannelsLast(deepcopy(layer))

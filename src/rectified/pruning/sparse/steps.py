@@ -23,6 +23,7 @@ from torch.fx.node import Node
 from rectified.pruning.sparse.builder import NO_FLOOR, Builder
 from rectified.pruning.sparse.layout import Value, Window
 from rectified.pruning.tracing import shape_of
+from rectified.rewriting import is_hooked
 
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
@@ -137,8 +138,7 @@ def parse(node: Node, modules: Mapping[str, nn.Module]) -> Step | None:
     """
     if node.op == "call_module":
         layer = modules[str(node.target)]
-        is_hooked = layer._forward_hooks or layer._forward_pre_hooks
-        return None if is_hooked else parse_layer(layer)
+        return None if is_hooked(layer) else parse_layer(layer)
     reader = _READERS.get(node.target) if node.op in ("call_function", "call_method") else None
     return reader(node) if reader else None
 
