@@ -12,7 +12,7 @@ import json
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from rectified.binary.packed.bits import panels_to_weight, weight_to_panels
 from rectified.binary.packed.layers import PackedProduct, PoolBits, SignedLayer
 from rectified.binary.packed.packing import PackedLayer, PackedModel
 from rectified.errors import UserError
+from rectified.rewriting import is_hooked
 
 FORMAT = "rectified-packed"
-VERSION = "1"
+VERSION = "2"
 
 # type -> the arguments that make it, which are its attributes too
 _Names = tuple[str, ...]
@@ -43,30 +44,41 @@ _CONV: _Names = (
     "dilation",
     "groups",
 )
-_PRODUCT = ("inputs", "outputs", "kernel", "stride", "padding", "is_linear", "has_step")
+_PRODUCT: _Names = ("inputs", "outputs", "kernel", "stride", "padding")
+_PRODUCT += ("is_linear", "has_step", "rows_only")
 _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+_IN_PLACE: _Names = ("inplace",)  # what it changes may be read by others
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 _MODULES: dict[type[nn.Module], tuple[str, ...]] = {
     PackedProduct: _PRODUCT,
     PoolBits: ("words", "kernel", "stride", "padding"),
+    nn.Conv1d: (*_CONV, "bias", "padding_mode"),
     nn.Conv2d: (*_CONV, "bias", "padding_mode"),
     nn.Linear: ("in_features", "out_features", "bias"),
     nn.BatchNorm1d: _NORM,
     nn.BatchNorm2d: _NORM,
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
+    nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
     nn.MaxPool2d: (*_POOL, "dilation"),
     nn.AvgPool2d: (*_POOL, "count_include_pad"),
     nn.AdaptiveAvgPool2d: ("output_size",),
     nn.AdaptiveMaxPool2d: ("output_size",),
     nn.Flatten: ("start_dim", "end_dim"),
-    nn.ReLU: (),
-    nn.ReLU6: (),
+    nn.PixelShuffle: ("upscale_factor",),
+    nn.ZeroPad2d: ("padding",),
+    nn.ReflectionPad2d: ("padding",),
+    nn.ReplicationPad2d: ("padding",),
+    nn.ReLU: _IN_PLACE,
+    nn.ReLU6: _IN_PLACE,
     nn.Tanh: (),
     nn.Sigmoid: (),
-    nn.SiLU: (),
+    nn.SiLU: _IN_PLACE,
     nn.GELU: ("approximate",),
-    nn.Hardtanh: ("min_val", "max_val"),
-    nn.LeakyReLU: ("negative_slope",),
+    nn.Hardtanh: ("min_val", "max_val", *_IN_PLACE),
+    nn.LeakyReLU: ("negative_slope", *_IN_PLACE),
+    nn.Hardswish: _IN_PLACE,
+    nn.Hardsigmoid: _IN_PLACE,
+    nn.Softmax: ("dim",),
     nn.PReLU: ("num_parameters",),
     nn.Identity: (),
     nn.Dropout: ("p",),
@@ -76,17 +88,31 @@ _TYPES = {kind.__name__: kind for kind in _MODULES}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "iadd": operator.iadd,
+    "neg": operator.neg,
+    "floordiv": operator.floordiv,
     "sub": operator.sub,
     "mul": operator.mul,
     "truediv": operator.truediv,
     "getitem": operator.getitem,
+    "getattr": getattr,  # of shapes only, see `_program` and `_built`
     "torch.add": torch.add,
     "torch.mul": torch.mul,
     "torch.cat": torch.cat,
     "torch.flatten": torch.flatten,
     "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "torch.sigmoid": torch.sigmoid,
+    "torch.tanh": torch.tanh,
+    "torch.reshape": torch.reshape,
+    "torch.squeeze": torch.squeeze,
     "torch.mean": torch.mean,
     "relu": F.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "leaky_relu": F.leaky_relu,
+    "softmax": F.softmax,
+    "dropout": F.dropout,
     "hardtanh": F.hardtanh,
     "pad": F.pad,
     "max_pool2d": F.max_pool2d,
@@ -106,6 +132,7 @@ _METHODS: _Names = (
     "relu_",
 )
 _METHODS += ("reshape", "size", "squeeze", "sum", "transpose", "unsqueeze", "view")
+_METHODS += ("amax", "chunk", "expand", "expand_as", "sigmoid", "sub", "tanh", "view_as")
 
 
 def save_packed(packed: PackedModel, path: str | Path) -> int:
@@ -191,8 +218,15 @@ def load_packed(path: str | Path) -> PackedModel:
         network = _built(program, tensors)
         layers = [PackedLayer(**layer) for layer in about["layers"]]
         return PackedModel(network, layers, about["notes"])
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{path} is damaged: {type(error).__name__}: {reason}") from error
 
 
@@ -236,6 +270,9 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in network.state_dict().items():
         if f"{name}:bits" not in tensors:
             state[name] = tensors[name]
+            kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            if state[name].dtype != kind:
+                raise ValueError(f"{name!r} must be of {kind}, got {state[name].dtype}")
             continue
         owner = network.get_submodule(name.rpartition(".")[0])
         bits = tensors[f"{name}:bits"]
@@ -244,7 +281,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             state[name] = weight_to_panels(_from_bits(bits, shape))
         else:
             state[name] = _from_bits(bits, tuple(tensor.shape))
-    network.load_state_dict(state)
+    network.load_state_dict(state, assign=True)
 
 
 # ---- the graph
@@ -259,7 +296,7 @@ def _program(network: fx.GraphModule) -> dict[str, Any]:
         elif node.op == "get_attr":
             tensors.append(target)
         elif node.op == "call_function":
-            if node.target not in _NAMES:
+            if node.target not in _NAMES or _asks_for_more(node.target, node.args):
                 raise UserError(f"the call of {target} ({node.name}) cannot be stored in a file")
             target = _NAMES[node.target]
         elif node.op == "call_method" and target not in _METHODS:
@@ -270,8 +307,15 @@ def _program(network: fx.GraphModule) -> dict[str, Any]:
     return {"nodes": nodes, "modules": modules, "tensors": shapes}
 
 
+def _asks_for_more(function: Callable[..., Any], arguments: Sequence[Any]) -> bool:
+    """Whether a call gets another attribute than a shape, which might be anything."""
+    return function is getattr and list(arguments[1:]) != ["shape"]
+
+
 def _described(name: str, module: nn.Module) -> dict[str, Any]:
     """A module as its type and arguments."""
+    if is_hooked(module):
+        raise UserError(f"a file cannot hold the hooks of {name!r}: remove them, and pack again")
     if isinstance(module, SignedLayer):
         return {
             "type": "SignedLayer",
@@ -302,24 +346,37 @@ def _made(about: Mapping[str, Any]) -> nn.Module:
     }
     if set(arguments) != set(_MODULES[kind]):
         raise ValueError(f"a {kind.__name__} is not made from {', '.join(arguments)}")
+    if kind in (PackedProduct, PoolBits):
+        _check_geometry(**arguments)
     return kind(**arguments)
 
 
+def _check_geometry(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], **_others: Any
+) -> None:
+    """The kernels believe what they are told."""
+    steps = (*kernel, *stride, *(1 + pad for pad in padding))
+    if len(steps) != 6 or not all(type(step) is int and 0 < step < 2**31 for step in steps):
+        raise ValueError(f"no kernel {kernel} has stride {stride} and padding {padding}")
+
+
 def _built(program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    with torch.random.fork_rng([]):  # initial weights, which are replaced
+    with torch.device("meta"):  # whatever sizes a file claims, no memory is taken for them
         if "module" in program:
             alone = _made(program["module"])
             _fill(alone, tensors)
             return alone
         parts: dict[str, Any] = {name: _made(about) for name, about in program["modules"].items()}
     for name, shape in program["tensors"].items():
-        parts[name] = torch.zeros(shape)
+        parts[name] = torch.empty(shape, device="meta")
     graph = fx.Graph()
     made: dict[str, Node] = {}
     for name, op, target, arguments, named in program["nodes"]:
         called = target
         if op == "call_function":
             called = _FUNCTIONS[target]
+            if _asks_for_more(called, _decoded(arguments, made)):
+                raise ValueError("a file may ask for shapes, not for other attributes")
         elif op == "call_method" and target not in _METHODS:
             raise ValueError(f"unknown method {target}")
         args, kwargs = _decoded(arguments, made), _decoded(named, made)
