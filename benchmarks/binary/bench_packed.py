@@ -94,36 +94,8 @@ def main() -> None:
         f"{result['sizes']['bytes_packed']:,} packed "
         f"({result['sizes']['bytes_float'] / result['sizes']['bytes_packed']:.1f}x)"
     )
-    print(table(rows))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as the table of docs/performance.md; targets that were met are bold.
-
-    Args:
-        rows: of one run.
-    """
-    lines = ["| work | against float | target | against int8 | target | packed, ms |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        int8 = _cell(row["ratio_int8"], row["target_int8"]) if "ratio_int8" in row else ""
-        lines.append(
-            f"| {row['case']} | {_cell(row['ratio'], row['target'])} | {_asked(row['target'])} | "
-            f"{int8} | {_asked(row.get('target_int8'))} | {row['packed_ms']:.3f} |"
-        )
-    return "\n".join(lines)
-
-
-def _asked(target: float | None) -> str:
-    return "" if target is None else f"{target:g}x"
-
-
-def _cell(ratio: float, target: float | None) -> str:
-    if target is None:
-        return f"{ratio:.1f}x"
-    return f"**{ratio:.1f}x**" if ratio >= target else f"{ratio:.1f}x (missed)"
 
 
 def _options() -> argparse.Namespace:

@@ -37,6 +37,10 @@ VERBS = {  # a verb joins by a row: something of a few seconds
     "demo": "demo --limit 200 --epochs 2 --cycles 2 --seeds 2",
     "scatter": "scatter --networks ridgelet_modulus --grid 32 --steps 3 --limit 60 "
     "--orientations 2 --seeds 2",
+    "flow": "flow --data moons --recipe 2rf++ --distil --updates 300 --reflow-updates 300 "
+    "--pairs 20000 --pair-steps 4 --samples 100 --limit 500 --seeds 2 --steps 1,2",
+    "diffusion": "diffusion --data moons --phases 2 --updates 300 --rectify-updates 300 "
+    "--pairs 20000 --pair-steps 4 --samples 100 --limit 500 --seeds 1 --steps 1,2",
     "sweep": 'sweep prune --grid "seed=0..3" --limit 200 --epochs 2 --cycles 1 --workers 2',
 }
 FORK = multiprocessing.get_context("fork")
