@@ -23,7 +23,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "gang": set(),
     "data": {"training"},
     "pruning": {"training", "gang"},
-    "binary": {"training", "gang", "untrusted"},
+    "binary": {"training", "gang"},
     "flow": {"training", "frechet"},
     "protein": {"flow", "untrusted"},
     "scattering": {"frechet"},

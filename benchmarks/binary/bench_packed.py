@@ -3,10 +3,12 @@
     OMP_NUM_THREADS=2 python -m benchmarks.binary.bench_packed --threads 2
 
 Every case is timed in floating point with PyTorch (linear layers: `F.linear` and oneDNN;
-convolutions and networks: contiguous and channels last), in int8 where PyTorch has it, and packed:
-taking signs, the product and the scale, floats in and floats out. In each round every engine runs a
-few times in a row, the first uncounted; its time is the median of those, and its result the median
-over rounds. A ratio is the median over rounds of (fastest float engine / packed), and
+convolutions and networks: contiguous and channels last) and with onnxruntime if it is installed, in
+PyTorch's int8, and packed: taking signs, the product and the scale, floats in and floats out.
+Before it is timed the packed network must have the outputs of its float twin, to 1e-4. In each
+round every engine runs a few times in a row, the first uncounted; its time is the median of those,
+and its result the median over rounds. With several threads each engine first waits until those of
+the one before sleep. A ratio is the median over rounds of (fastest float engine / packed), and
 `ratio_of_best` that of the fastest rounds, as a check: on a shared machine a long call is
 interrupted more often than a short one, and the first ratio is then too high. One thread is timed
 by the process's own CPU time, which other processes do not lengthen; several by the clock.
@@ -18,9 +20,11 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +36,8 @@ from torch import Tensor, nn
 from rectified.binary import convert, pack
 from rectified.models import one_bit_resnet20, vgg_small
 
+CLOSE = 1e-4  # logits of whole networks are some units large
+QUIET = 0.06  # seconds for which the threads of an engine may occupy their cores after a call
 SECONDS = 0.01  # of one engine in one round, if a call is shorter
 
 
@@ -81,6 +87,7 @@ def main() -> None:
     for case in CASES:
         if options.only in case.name:
             rows.append(bench(case, options.threads, 2 if options.quick else options.rounds))
+    print("\n" + table(rows) + "\n")
     result = {"machine": _machine(options.threads), "sizes": sizes(), "rows": rows}
     print(
         f"vgg_small's 1-bit weights: {result['sizes']['bytes_float']:,} bytes as float32, "
@@ -125,7 +132,9 @@ def bench(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     binary = _binary(model)
     packed = pack(binary)
     off = float((packed(x) - binary(x)).abs().max())
-    floats, int8 = _float_engines(model, x), _int8_engines(model, x)
+    if off > CLOSE:
+        raise SystemExit(f"{case.name}: outputs differ by {off:.1e}, more than {CLOSE:g}")
+    floats, int8 = _float_engines(model, x, threads), _int8_engines(model, x)
     calls: dict[str, Callable[[], object]] = {**floats, **int8, "packed": partial(packed, x)}
     times = _rounds(calls, rounds, threads)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
@@ -161,6 +170,39 @@ def bench(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     return row
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as the table of docs/performance.md; targets that were met are bold.
+
+    Args:
+        rows: of one run.
+    """
+    lines = ["| work | against float | target | against int8 | target | packed, ms |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        cells = [
+            row["case"],
+            _cell(row["ratio"], row["target"]),
+            _target(row["target"]),
+            _cell(row.get("ratio_int8"), row.get("target_int8")),
+            _target(row.get("target_int8")),
+            f"{row['packed_ms']:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(ratio: float | None, target: float | None) -> str:
+    if ratio is None:
+        return "none"
+    if target is None:
+        return f"{ratio:.1f}x"
+    return f"**{ratio:.1f}x**" if ratio >= target else f"{ratio:.1f}x (missed)"
+
+
+def _target(target: float | None) -> str:
+    return "none" if target is None else f"{target:g}x"
+
+
 def _ratio(theirs: list[float], mine: list[float]) -> float:
     return statistics.median(t / m for t, m in zip(theirs, mine, strict=True))
 
@@ -171,11 +213,9 @@ def _binary(model: nn.Module) -> nn.Module:
     return convert(model, keep=() if len(layers) == 1 else None).eval()
 
 
-def _float_engines(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
+def _float_engines(model: nn.Module, x: Tensor, threads: int) -> dict[str, Callable[[], object]]:
     engines: dict[str, Callable[[], object]] = {"torch": partial(model, x)}
     if x.ndim == 4:
-        from copy import deepcopy
-
         last: Any = deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = x.contiguous(memory_format=torch.channels_last)
         engines["torch channels_last"] = partial(last, images)
@@ -187,16 +227,33 @@ def _float_engines(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object
             return torch._C._nn.mkldnn_linear(x.to_mkldnn(), weight, bias).to_dense()
 
         engines["onednn"] = onednn
-    return engines
+    session = _onnx_session(model, x, threads)
+    return engines if session is None else engines | {"onnxruntime": session}
+
+
+def _onnx_session(model: nn.Module, x: Tensor, threads: int) -> Callable[[], object] | None:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  what torch's exporter needs
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/float.onnx"
+        torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, feed)
 
 
 def _int8_engines(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
-    """PyTorch's dynamic int8 for linear layers, its static int8 for a convolution."""
+    """PyTorch's dynamic int8 for linear layers, its static int8 for convolutions and networks."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    if len(layers) > 1:
-        return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if len(layers) > 1:
+            return {"int8 static": _static_network(model, x)}
         if x.ndim == 2:
             quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
             engines: dict[str, Callable[[], object]] = {"int8 dynamic": partial(quantized, x)}
@@ -206,6 +263,15 @@ def _int8_engines(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]
                 engines["int8 _int_mm, signs given"] = partial(torch._int_mm, signs, weight)
             return engines
         return {"int8 static": _static_conv(layers[0], x)}
+
+
+def _static_network(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    prepared = prepare_fx(deepcopy(model), get_default_qconfig_mapping("x86"), (x,))
+    prepared(x)  # the ranges of its values
+    return partial(convert_fx(prepared), x)
 
 
 def _static_conv(layer: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -231,6 +297,11 @@ def _rounds(
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if threads > 1:
+                time.sleep(QUIET)
+                until = time.perf_counter() + SECONDS
+                while time.perf_counter() < until:  # the core has to get up to speed again
+                    call()
             repeats = max(3, min(300, round(SECONDS / max(1e-6, _seconds(call, clock)))))
             spent = [_seconds(call, clock) for _ in range(repeats)]
             times[name].append(1e3 * statistics.median(spent))

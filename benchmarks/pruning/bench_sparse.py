@@ -7,7 +7,8 @@ ONNX Runtime if it is installed, norms folded for all, and sparse as `sparsify` 
 shares of random zeros. In each round every engine runs a few times in a row, the first uncounted;
 its time is the median of those, and its result the median over rounds. With several threads each
 engine first waits until all cores are idle: OpenMP's and ONNX Runtime's threads occupy theirs for
-10 to 40 milliseconds after a call, and would slow down whoever comes next. Rounds in which other
+10 to 40 milliseconds after a call, and would slow down whoever comes next. Before it is timed every
+sparse network must have the dense one's outputs, to 1e-5 of the largest. Rounds in which other
 processes took more than a tenth of a core are repeated, up to twice as many, and the quietest
 count; `others` says how much of a core they took in those. A ratio is the median
 over rounds of (fastest dense engine / sparse); `ratio_of_best` uses the fastest round of each,
@@ -43,6 +44,7 @@ from rectified.pruning.tracing import trace_graph
 
 SPARSITIES = (0.9, 0.95, 0.98)
 SECONDS = 0.004  # of one engine in one round, if a call is shorter
+CLOSE = 1e-5  # share of the largest output: rounding in another order
 TRIES = 2  # times as many rounds, if others compute
 QUIET = 0.06  # seconds without work before an engine that has threads
 
@@ -95,7 +97,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--threads", type=int, default=1, help="for every engine")
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="a part of the cases' names")
     parser.add_argument("--quick", action="store_true", help="two rounds, to see that it runs")
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -120,9 +122,9 @@ def bench(case: Case, threads: int, rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         dense = _dense_engines(model, x, threads, folder)
         _wait_for_quiet()
-        sparse = {
-            share: sparsify(_pruned(model, share), x, threads=threads) for share in SPARSITIES
-        }
+        pruned = {share: _pruned(model, share) for share in SPARSITIES}
+        sparse = {share: sparsify(pruned[share], x, threads=threads) for share in SPARSITIES}
+        off = {share: _difference(sparse[share](x), pruned[share](x)) for share in SPARSITIES}
         times, others = _rounds(
             dense | {str(share): partial(sparse[share], x) for share in SPARSITIES}, rounds, threads
         )
@@ -139,6 +141,7 @@ def bench(case: Case, threads: int, rounds: int) -> list[dict[str, Any]]:
             "ratio": ratio,
             "ratio_of_best": min(times[best]) / min(mine),
             "sparse_ms": statistics.median(mine),
+            "relative_difference": off[share],
             "chosen": sparse[share].chosen,
             "best_dense": best,
             "others": others,
@@ -148,10 +151,19 @@ def bench(case: Case, threads: int, rounds: int) -> list[dict[str, Any]]:
         print(
             f"{case.name:32} {share:4.0%} zeros  {ratio:6.2f}x (best {row['ratio_of_best']:6.2f}x, "
             f"target {target:g}x)  sparse {row['sparse_ms']:.3f} ms ({row['chosen']}), {best} "
-            f"{row['dense_ms'][best]:.3f} ms; others {others:.0%} of a core",
+            f"{row['dense_ms'][best]:.3f} ms; outputs within {off[share]:.0e}, others "
+            f"{others:.0%} of a core",
             flush=True,
         )
     return rows
+
+
+def _difference(got: Tensor, expected: Tensor) -> float:
+    """The largest, as a share of the largest output."""
+    off = float((got - expected).abs().max() / expected.abs().max())
+    if off > CLOSE:
+        raise SystemExit(f"outputs differ by {off:.1e} of the largest, more than {CLOSE:g}")
+    return off
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -120,3 +120,37 @@ def test_weights_that_are_no_numbers_are_named(bad):
 def test_an_unknown_layer_to_keep_is_named():
     with pytest.raises(UserError, match="unknown layer to keep 'fc'; choose from 0"):
         convert(nn.Sequential(nn.Linear(2, 2)), keep=("fc",))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_pruned_normed_and_wrapped_networks_are_converted():
+    from torch.nn.utils import prune, weight_norm
+
+    def made():
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+
+    pruned, normed = made(), made()
+    prune.l1_unstructured(pruned[1], "weight", 0.5)
+    weight_norm(normed[1])
+    for model in (pruned, normed, nn.DataParallel(made())):
+        model(torch.ones(1, 4))
+        converted = convert(model)
+        assert list(binary_layers(converted)) == ["1"]
+        assert isinstance(converted[1].weight, nn.Parameter)
+
+
+def test_layers_of_other_types_are_said_to_stay():
+    model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Linear(4, 4), nn.LSTM(4, 4))
+    with pytest.warns(UserWarning, match=r"in full precision stay '0' \(Conv1d\), '2' \(LSTM\)"):
+        assert list(binary_layers(convert(model, keep=()))) == ["1"]
+
+
+@pytest.mark.parametrize("activation", ["relu", nn.ReLU()])
+@pytest.mark.filterwarnings("ignore:convert takes")
+def test_a_relu_inside_a_transformer_layer_of_pytorch_is_named(activation):
+    layer = nn.TransformerEncoderLayer(4, 2, 8, activation=activation)
+    model = nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 2))
+    with pytest.raises(UserError, match=r"layer '1\.linear2' would see no negative input: .*gelu"):
+        convert(model)
+    assert list(binary_layers(convert(model, keep=("0", "1.linear2", "2")))) == ["1.linear1"]
+    assert len(binary_layers(convert(model, activation_bits=32))) == 2

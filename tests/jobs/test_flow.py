@@ -11,14 +11,14 @@ import pytest
 import torch
 from scipy import stats
 
-from rectified import flow, models
+from rectified import flow
 from rectified.cli import main
 from rectified.errors import UserError
 from rectified.jobs import flow as job
-from rectified.jobs import flow_data, flow_report, flow_settings, flow_study
-from rectified.jobs.flow_data import Features, Looker, load_transfer
+from rectified.jobs import flow_data, flow_settings, flow_study
+from rectified.jobs.flow_data import load_transfer
 from rectified.jobs.flow_settings import DEFAULT, FlowConfig, check, recipes, resolve
-from rectified.runs import FileStore, read_json, read_results
+from rectified.runs import FileStore, Run, read_json, read_results
 
 FAST = (
     "--updates 6 --reflow-updates 6 --pairs 40 --pair-steps 2 --samples 20 --batch-size 8 "
@@ -35,29 +35,18 @@ def run(folder, flags):
     return read_results(folder)
 
 
+def refused(capsys, folder, flags):
+    """What is said of a mistake: one line."""
+    capsys.readouterr()
+    assert main(["flow", "--out", str(folder), *FAST.split(), *flags.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("rectified: ")
+    assert said.count("\n") == 1
+    return said
+
+
 def of(results, **wanted):
     return [row for row in results["rows"] if wanted.items() <= row.items()]
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    """They take most of the time of a small study."""
-    monkeypatch.setattr(flow_report, "page", lambda *_: "")
-
-
-@pytest.fixture
-def untrained(monkeypatch):
-    """Features of a classifier that is not trained, which is nearly all of a small image study."""
-
-    def features(samples, *, widths, seed, **_):
-        torch.manual_seed(seed)
-        size = samples.shape[1:]
-        network = models.cnn(
-            num_classes=10, in_channels=samples.shape[0], image_size=size, widths=widths
-        )
-        return Looker(Features(network.eval()).requires_grad_(False), 0.1)
-
-    monkeypatch.setattr(flow_study, "train_features", features)
 
 
 quick = pytest.mark.usefixtures("no_figures", "untrained")
@@ -249,8 +238,8 @@ def test_every_other_choice_runs_on_points(tmp_path, flags):
     [
         "--recipe 2rf++ --distil",
         "--conditional --guidance 2 --pair-guidance 1.5 --inverted 0.2 --couple class_ot",
-        "--model unet --path vp_cosine --predict v_prediction",
-        "--model dit --conditional --label-drop 0.5",
+        "--model unet --path vp_cosine --predict v_prediction --steps 1,2 --updates 2",
+        "--model dit --conditional --label-drop 0.5 --updates 2",
         "--source digits#5 --image-size 8",
     ],
 )
@@ -420,9 +409,9 @@ def test_a_damaged_shard_is_named_and_the_run_goes_on_without_it(tmp_path, monke
 @quick
 def test_noise_on_a_path_of_large_gain_is_warned_of(tmp_path):
     results = run(tmp_path / "a", "--predict noise --path vp_linear --rounds 1")
-    assert any("152 times in the first step" in words for words in results["warnings"])
+    assert "terminal gain 152: one step multiplies the error" in results["warnings"][0]
     results = run(tmp_path / "b", "--predict noise --rounds 1")
-    assert any("infinitely in the first step" in words for words in results["warnings"])
+    assert "terminal gain infinite" in results["warnings"][0]
     assert run(tmp_path / "c", "--predict v_prediction --rounds 1")["warnings"] == []
 
 
@@ -444,20 +433,30 @@ def test_renoise_is_tried_only_where_it_is_safe(tmp_path, monkeypatch):
     assert of(run(tmp_path / "b", steps), solver="renoise") == []
 
 
-@quick
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("data", ["moons", "digits"])
-def test_a_flow_that_has_diverged_is_told_and_no_crash(tmp_path, data):
-    results = run(tmp_path / "run", f"--data {data} --rounds 1 --learning-rate 1e38 --ema 0")
+def test_a_flow_that_has_diverged_is_told_and_no_crash(tmp_path, capsys, data):
+    """In its last update, after which there is no loss to see it by."""
+    flags = f"--data {data} --learning-rate 1e38 --ema 0 --updates 1"
+    results = run(tmp_path / "run", f"{flags} --rounds 1")
     assert any("has diverged: its samples are not finite" in w for w in results["warnings"])
     assert all(row["distance"] is None for row in results["rows"])
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+    assert "has diverged" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "is not finite: what makes the pairs diverges" in refused(
+        capsys, tmp_path / "two", f"{flags} --rounds 2"
+    )
 
 
-def test_pairs_that_look_exchanged_are_warned_of():
-    class Study:
-        config, path = DEFAULT, flow.straight
+def test_a_training_that_diverges_is_one_line(tmp_path, capsys):
+    said = refused(capsys, tmp_path / "run", "--learning-rate 1e38")
+    assert "the loss is nan in epoch 1: lower learning_rate" in said
 
+
+def test_pairs_that_look_exchanged_are_warned_of(tmp_path):
+    study = flow_study.FlowStudy(DEFAULT, Run(tmp_path / "run"), False)
     notes = {"a": {"first_order_gap": 0.1, "oriented": False}}
-    assert job.warnings(Study(), [], notes) == [
+    assert job.warnings(study, [], notes) == [
         "The pairs of a look exchanged: x1 is nearer to noise than x0."
     ]
 
@@ -548,8 +547,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys, flags, messa
 @quick
 def test_a_store_of_another_model_is_refused(tmp_path, monkeypatch):
     config = FlowConfig(pairs=20, updates=1, samples=4, limit=50, seed=0, batch_size=4)
-    from rectified.runs import Run
-
     study = flow_study.FlowStudy(config, Run(tmp_path / "run"), False)
     transfer = study.transfer(0)
     key = flow_study.Key(0, "2rf", 2)

@@ -9,7 +9,6 @@ negative. `convert` replaces such ReLUs by identities; the sign is the non-linea
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -23,7 +22,15 @@ from rectified.binary.estimators import ReSTE
 from rectified.binary.layers import BinaryConv2d, BinaryLayer, BinaryLinear, MakeEstimator
 from rectified.binary.tracing import module_of, only_input, trace
 from rectified.errors import UserError, choose
+from rectified.rewriting import call_layers_, plain_copy
 
+_MIXERS = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+)
 _NEVER_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softplus)
 _SAME_SIGN = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _SAME_VALUES = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d)
@@ -65,11 +72,11 @@ def convert(
         >>> [type(layer).__name__ for layer in convert(nn.Sequential(*layers))]
         ['Linear', 'Identity', 'BinaryLinear', 'Linear']
     """
-    layers = dict(_layers(model))
+    made = plain_copy(model)
+    layers = dict(_layers(made))
     for name in keep or ():
         choose("layer to keep", name, list(layers))
-    kept = outer_layers(model) if keep is None else keep
-    made = copy.deepcopy(model)
+    kept = outer_layers(made) if keep is None else keep
     options = {
         "estimator": estimator,
         "activation_estimator": activation_estimator,
@@ -77,12 +84,14 @@ def convert(
         "scale": scale,
         "standardize": standardize,
     }
-    for name, layer in list(_layers(made)):
+    _warn_of_others(made)
+    for name, layer in layers.items():
         if name in kept:
             continue
         if not torch.isfinite(layer.weight).all():
             raise UserError(f"weights must be finite, got NaN or infinity in layer {name!r}")
         made = _replaced(made, name, _binary(layer, options))
+    call_layers_(made)
     if activation_bits == 1:
         _free_signs(made)
     return made
@@ -148,8 +157,23 @@ def _binary(layer: nn.Linear | nn.Conv2d, options: dict[str, Any]) -> BinaryLaye
     return made.train(layer.training)
 
 
+def _warn_of_others(model: nn.Module) -> None:
+    """Say which layers stay in full precision because of their types."""
+    others = [
+        f"{name!r} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if isinstance(module, _MIXERS) and type(module) not in (nn.Linear, nn.Conv2d)
+    ]
+    if others:
+        warnings.warn(
+            f"convert takes nn.Linear and nn.Conv2d; in full precision stay {', '.join(others)}",
+            stacklevel=3,
+        )
+
+
 def _free_signs(model: nn.Module) -> None:
     """Replace the ReLUs whose outputs 1-bit layers would take the sign of."""
+    _check_transformers(model)
     try:
         traced = trace(model)
     except UserError as error:
@@ -161,6 +185,20 @@ def _free_signs(model: nn.Module) -> None:
         layer = module_of(node, modules)
         if isinstance(layer, BinaryConv2d | BinaryLinear) and str(node.target) != prefix:
             _free_sign(model, node, modules)
+
+
+def _check_transformers(model: nn.Module) -> None:
+    """Refuse a ReLU between the two linear layers of a transformer layer of PyTorch's."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            continue
+        is_relu = module.activation is F.relu or isinstance(module.activation, nn.ReLU)
+        if is_relu and isinstance(module.linear2, BinaryLinear):
+            layer = f"{name}.linear2".lstrip(".")
+            raise UserError(
+                f"layer {layer!r} would see no negative input: make the transformer layer with "
+                f"activation='gelu', or give keep=[..., {layer!r}]"
+            )
 
 
 def _free_sign(model: nn.Module, layer: Node, modules: dict[str, nn.Module]) -> None:

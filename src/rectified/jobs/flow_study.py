@@ -514,6 +514,7 @@ class FlowStudy:
         notes = {
             "straightness_relative": bent.relative,
             "first_order_gap": gap,
+            "terminal_gain": flow.terminal_gain(self.path, field.predicts),
             "floor": distance.floor,
             "protocol": distance.protocol,
         }

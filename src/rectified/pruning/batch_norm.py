@@ -18,8 +18,8 @@ from torch import fx, nn
 from torch.fx.node import Node
 
 from rectified.pruning.compact.operations import CONVOLUTIONS, LAYERS, NORMS
-from rectified.pruning.sites import bare
 from rectified.pruning.tracing import shape_of, trace_graph, used_once
+from rectified.rewriting import plain_copy
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def fold_batch_norm(
           (2): ReLU()
         )
     """
-    folded = copy.deepcopy(bare(model)).eval()
+    folded = plain_copy(model).eval()
     inputs = example if isinstance(example, tuple) else (example,)
     traced = trace_graph(folded, inputs, leaves=leaves)
     for norm, layer in fold_norms_(traced).items():

@@ -24,31 +24,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from rectified.errors import UserError
 from rectified.pruning.threshold import drop_smallest
+from rectified.rewriting import bare
 
 Masks = dict[str, Tensor]
 
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _NOT_PRUNED = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers of compilation, distribution and weight averaging.
-
-    Example:
-        >>> bare(nn.DataParallel(nn.ReLU()))
-        ReLU()
-    """
-    while True:
-        if isinstance(model, _WRAPPERS):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
-            model = inner
-        else:
-            return model
 
 
 def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -10,7 +10,6 @@ References:
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectified.errors import UserError
-from rectified.pruning.sites import bare
+from rectified.rewriting import bare, plain_copy
 
 # what the kernels need of a half-precision weight: whole tiles
 _ROWS, _COLUMNS = 32, 64
@@ -80,7 +79,7 @@ def semi_structured(model: nn.Module, *, dtype: torch.dtype = torch.bfloat16) ->
         )
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         raise UserError("2:4 kernels need an NVIDIA GPU from Ampere on; use sparsify on a CPU")
-    converted = copy.deepcopy(bare(model)).to("cuda", dtype).eval()
+    converted = plain_copy(model).to("cuda", dtype).eval()
     for name in names:
         layer: Any = converted.get_submodule(name)
         sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach())

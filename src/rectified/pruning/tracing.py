@@ -7,20 +7,17 @@ functional calls as well as modules; it cannot follow branches that depend on a 
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import jaxtyping
 import torch
 from torch import fx, nn
 from torch.fx.node import Node
 from torch.fx.passes.shape_prop import ShapeProp
 
-from rectified.errors import UserError
 from rectified.pruning.sites import activation_kind
+from rectified.rewriting import defaults, is_hooked, trace
 
 
 @torch.no_grad()
@@ -44,59 +41,14 @@ def trace_graph(
         >>> [shape_of(node) for node in traced.graph.nodes]
         [(5, 2), (5, 3), (5, 3)]
     """
-    tracer = _Tracer(leaves)
-    try:
-        with _shapes_unchecked():
-            graph = tracer.trace(model, concrete_args=_defaults(model, len(example)))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"torch.fx cannot trace {tracer.advice(model)}: {reason}") from error
-    traced = fx.GraphModule(model, graph)
+    traced = trace(
+        model,
+        leaves=leaves,
+        constants=defaults(model, len(example)),
+        keeps_whole="keep it whole with leaves=({},)",
+    )
     ShapeProp(traced).propagate(*example)
     return traced
-
-
-@contextmanager
-def _shapes_unchecked() -> Iterator[None]:
-    """For a while no annotated shape is checked: placeholders are no tensors yet."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
-
-
-def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    return {p.name: p.default for p in parameters[given:] if p.default is not p.empty}
-
-
-class _Tracer(fx.Tracer):
-    """Keeps chosen modules whole, and remembers the innermost module whose forward failed."""
-
-    def __init__(self, leaves: Sequence[type[nn.Module]]) -> None:
-        super().__init__()
-        self.leaves = tuple(leaves)
-        self.failed: tuple[str, str] | None = None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed = self.failed or (self.path_of_module(m), type(m).__name__)
-            raise
-
-    def advice(self, model: nn.Module) -> str:
-        """Where tracing failed, and what to do about it."""
-        rewrite = "write its forward without branches on tensors or len() of them"
-        if self.failed is None:
-            return f"{type(model).__name__} ({rewrite})"
-        path, name = self.failed
-        return f"{path!r} (keep it whole with leaves=({name},), or {rewrite})"
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
@@ -137,7 +89,16 @@ def used_once(traced: fx.GraphModule) -> set[str]:
     Only these can change their size without a change elsewhere.
     """
     modules = dict(traced.named_modules())
-    calls = Counter(
+    # layers inside of modules that are not traced into are called with them
+    inside = [
+        f"{node.target}.{path}"
+        for node in traced.graph.nodes
+        if node.op == "call_module"
+        for path, _module in modules[str(node.target)].named_modules()
+        if path
+    ]
+    calls = Counter(inside)
+    calls.update(
         str(n.target) if n.op == "call_module" else str(n.target).rpartition(".")[0]
         for n in traced.graph.nodes
         if n.op in ("call_module", "get_attr")
@@ -145,8 +106,7 @@ def used_once(traced: fx.GraphModule) -> set[str]:
     owners = Counter(id(p) for module in modules.values() for p in _own_weights(module))
 
     def is_alone(module: nn.Module) -> bool:
-        hooked = module._forward_pre_hooks or module._forward_hooks
-        return not hooked and all(owners[id(p)] == 1 for p in _own_weights(module))
+        return not is_hooked(module) and all(owners[id(p)] == 1 for p in _own_weights(module))
 
     return {name for name, count in calls.items() if count == 1 and is_alone(modules[name])}
 

@@ -121,8 +121,8 @@ def set_node(index, place, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, m: m.update(version="2"), "must have format version 1, got '2'"),
-        (lambda t, m: m.pop("version"), "must have format version 1, got None"),
+        (lambda t, m: m.update(version="1"), "must have format version 2, got '1'"),
+        (lambda t, m: m.pop("version"), "must have format version 2, got None"),
         (lambda t, m: m.update(format="other"), "must be written by save_packed"),
         (lambda t, m: t.pop("0.panels:bits"), "is damaged: KeyError"),
         (lambda t, m: t.update({"0.panels:bits": torch.zeros(3).byte()}), "3 bytes cannot be"),
@@ -133,8 +133,8 @@ def set_node(index, place, value):
         (set_node(2, 3, {"what": 1}), "is damaged: ValueError: unknown kind of argument"),
         (program(lambda c: c["modules"]["0"].update(type="Popen")), "is damaged: KeyError"),
         (
-            program(lambda c: c["modules"]["1"].update(arguments={"inplace": True})),
-            "a ReLU is not made from inplace",
+            program(lambda c: c["modules"]["1"].update(arguments={"slope": True})),
+            "a ReLU is not made from slope",
         ),
         (
             program(
@@ -143,6 +143,34 @@ def set_node(index, place, value):
                 )
             ),
             "a ReLU has no signs",
+        ),
+        (
+            lambda t, m: t.update({"0.alpha": t["0.alpha"].double()}),
+            "0.alpha' must be of",
+        ),
+        (lambda t, m: m.update(about='{"layers": [], "notes": []}', program="[]"), "is damaged"),
+        (program(lambda c: c["nodes"].insert(1, [])), "is damaged: ValueError"),
+        (program(lambda c: c["modules"]["0"]["arguments"].update(stride=[0, 1])), "no kernel"),
+        (program(lambda c: c["modules"]["0"]["arguments"].update(padding=[-1, 0])), "no kernel"),
+        (program(lambda c: c["modules"]["0"]["arguments"].update(kernel=[1])), "no kernel"),
+        (
+            program(lambda c: c["modules"]["0"]["arguments"].update(outputs=10**9, inputs=10**9)),
+            "bytes cannot be the signs of 1000000000000000000 weights",
+        ),
+        (
+            program(
+                lambda c: c["nodes"].insert(
+                    1,
+                    [
+                        "code",
+                        "call_function",
+                        "getattr",
+                        {"tuple": [{"node": c["nodes"][0][0]}, {"value": "__class__"}]},
+                        {"dict": {}},
+                    ],
+                )
+            ),
+            "a file may ask for shapes, not for other attributes",
         ),
     ],
 )
@@ -206,6 +234,11 @@ class Mine(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+def hooked(layer):
+    layer.register_forward_hook(lambda _layer, _inputs, output: -output)
+    return nn.Sequential(layer, nn.ReLU())
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -213,6 +246,8 @@ class Mine(nn.Module):
         (Calling(lambda x: x.sinh()), "the method sinh .* cannot be stored in a file"),
         (Calling(nn.Softsign()), "a file cannot hold a Softsign"),
         (Calling(lambda x: F.pad(x, (1, 1), value=1j)), "an argument of type complex"),
+        (Calling(lambda x: x.device), "the call of .*getattr"),
+        (hooked(BinaryLinear(4, 4)), "a file cannot hold the hooks of '0'"),
         (nn.Sequential(BinaryLinear(4, 4), Mine()), "could not be traced .* keep its state_dict"),
     ],
 )
@@ -235,4 +270,28 @@ class WithParameter(nn.Module):
 def test_parameters_functions_methods_and_slices_are_stored(tmp_path):
     packed, x = pack(WithParameter()), torch.randn(3, 4)
     save_packed(packed, tmp_path / "packed.safetensors")
+    assert torch.equal(load_packed(tmp_path / "packed.safetensors")(x), packed(x))
+
+
+class Reading(nn.Module):
+    """Asks for a shape, writes in place into what is read again, and pads and activates."""
+
+    def __init__(self):
+        super().__init__()
+        self.pad, self.layer = nn.ReflectionPad2d(1), BinaryConv2d(3, 8, 3)
+        self.same, self.relu = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.layer(self.pad(x))
+        batch, channels = y.shape[0], y.shape[1]
+        z = F.gelu(self.relu(self.same(y)) + y)
+        return z.view(batch, 2, channels // 2, -1).amax(3).sigmoid()
+
+
+def test_shapes_and_writing_in_place_come_back(tmp_path):
+    model, x = Reading().eval(), torch.randn(3, 3, 5, 5)
+    packed = pack(model)
+    save_packed(packed, tmp_path / "packed.safetensors")
+    with torch.no_grad():
+        assert (packed(x) - model(x)).abs().max() <= 2e-6
     assert torch.equal(load_packed(tmp_path / "packed.safetensors")(x), packed(x))

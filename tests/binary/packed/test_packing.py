@@ -453,3 +453,137 @@ def test_blocks_and_threads_do_not_change_anything(monkeypatch):
     finally:
         torch.set_num_threads(1)
         operations._plan.cache_clear()
+
+
+# ---- other people's networks
+
+
+@pytest.mark.parametrize("shape", [(70,), (5, 70), (2, 7, 70), (2, 0, 70), (0, 70), (1, 2, 3, 70)])
+def test_linear_layers_keep_whatever_axes_there_are(shape, engine):
+    between = (BinaryLinear(70, 65), nn.Hardtanh(), BinaryLinear(65, 40), nn.PReLU())
+    model = nn.Sequential(nn.Linear(70, 70), nn.Hardtanh(), BinaryLinear(70, 70), *between)
+    packed = pack(model)
+    assert [layer.gives for layer in packed.layers] == ["bits", "bits", "floats"]
+    x = torch.randn(shape)
+    assert packed(x).shape == (*shape[:-1], 40)
+    if x.numel():
+        assert difference(model, x, packed) <= CLOSE
+
+
+def test_one_image_without_a_batch(engine):
+    layers = BinaryConv2d(3, 70, 3, padding=1), nn.MaxPool2d(2), nn.Hardtanh()
+    model, x = nn.Sequential(*layers, BinaryConv2d(70, 5, 3)), torch.randn(3, 9, 9)
+    assert difference(model, x) <= CLOSE
+
+
+def test_a_norm_over_tokens_stays_and_over_features_takes_rows_only():
+    def tokens(entries):
+        norms = nn.BatchNorm1d(entries), nn.BatchNorm1d(entries)
+        layers = nn.Linear(12, 12), norms[0], BinaryLinear(12, 12), norms[1], BinaryLinear(12, 4)
+        return settled(nn.Sequential(*layers))
+
+    over_tokens, x = tokens(7), torch.randn(3, 7, 12)
+    packed = pack(over_tokens)
+    assert [layer.gives for layer in packed.layers] == ["floats", "floats"]
+    assert difference(over_tokens, x, packed) <= CLOSE
+    over_features = tokens(12)
+    packed = pack(over_features)
+    assert [layer.gives for layer in packed.layers] == ["bits", "floats"]
+    assert difference(over_features, torch.randn(3, 12), packed) <= CLOSE
+    with pytest.raises(UserError, match="x must have 12 features in rows"):
+        packed(torch.randn(3, 12, 12))  # along which axis the norm works cannot be known any more
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_numbers_of_the_kernels_keep_their_type(kind):
+    model = settled(chain(nn.BatchNorm2d(40), nn.MaxPool2d(2)))
+    packed, x = pack(model), torch.randn(2, 20, 8, 8)
+    expected = packed(x)
+    assert torch.equal(packed.to(kind)(x), expected)
+    assert torch.equal(packed(x.to(kind)), pack(model)(x.to(kind).float()))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        assert torch.equal(pack(model)(x), expected)
+        linear, rows = BinaryLinear(70, 9), torch.randn(2, 70)
+        assert pack(linear)(rows).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_part_of_a_network_in_training_stays_in_evaluation_mode():
+    stem = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.GELU())
+    packed, x = pack(settled(nn.Sequential(stem, BinaryLinear(8, 3)))), torch.randn(5, 8)
+    expected = packed(x)
+    outer = nn.Sequential(packed).train()
+    assert torch.equal(outer(x), expected)
+    assert not any(module.training for module in packed.modules())
+
+
+def test_hooks_are_called_on_what_the_network_computes():
+    model = nn.Sequential(BinaryLinear(8, 8), nn.Hardtanh(), BinaryLinear(8, 8), BinaryLinear(8, 3))
+    model[0].register_forward_hook(lambda _layer, _inputs, output: output - 1)
+    model[1].register_forward_hook(lambda _layer, _inputs, output: -output)
+    model[3].register_forward_pre_hook(
+        lambda _layer, inputs, options: ((inputs[0] - 2,), options), with_kwargs=True
+    )
+    packed = pack(model)
+    assert {layer.gives for layer in packed.layers} == {"floats"}
+    assert difference(model, torch.randn(6, 8), packed) <= CLOSE
+
+
+def test_a_transformer_layer_of_pytorch_runs_on_bits():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation="gelu")
+    with pytest.warns(UserWarning, match=r"in full precision stay '1\.self_attn' "):
+        model = convert(nn.Sequential(nn.Linear(16, 16), layer, nn.Linear(16, 3))).eval()
+    packed, x = pack(model), torch.randn(2, 5, 16)
+    assert [(layer.name, layer.way) for layer in packed.layers] == [
+        ("1.linear1", "bits"),
+        ("1.linear2", "bits"),
+    ]
+    assert difference(model, x, packed) <= CLOSE
+    with torch.no_grad():
+        by_hand = model[1].linear1(x)
+        assert not torch.allclose(by_hand, layer.linear1(x))  # 1-bit, not what was there before
+        assert not torch.allclose(model(x), nn.Sequential(model[0], layer.eval(), model[2])(x))
+
+
+class WithOptions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = BinaryLinear(8, 8), BinaryLinear(8, 3)
+
+    def forward(self, x, scale=2.0, *, mask=None):
+        x = scale * self.first(x)
+        return self.second(x if mask is None else x * mask)
+
+
+def test_arguments_with_defaults_keep_them():
+    model = WithOptions()
+    assert difference(model, torch.randn(4, 8)) <= CLOSE
+
+
+class WritingThroughASlice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = BinaryConv2d(3, 8, 1), BinaryConv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        part = y[:, :, ::2]
+        part += 3
+        return self.second(y)
+
+
+def test_what_is_written_through_a_slice_is_read():
+    model = WritingThroughASlice()
+    assert difference(model, torch.randn(2, 3, 6, 6)) <= CLOSE
+
+
+def test_what_no_kernel_can_read_is_refused():
+    pool = PoolBits(2, (2, 2), (2, 2), (0, 0))
+    for bits in (torch.zeros(1, 4, 4, 2), torch.zeros(1, 4, 4, 3).long(), torch.zeros(4, 2).long()):
+        with pytest.raises(UserError, match="x must be an image of 2 words a pixel"):
+            pool(bits)
+    with pytest.raises(UserError, match=r"a kernel of \(5, 5\) does not fit an image of \(3, 3\)"):
+        pack(BinaryConv2d(3, 4, 5))(torch.randn(1, 3, 3, 3))

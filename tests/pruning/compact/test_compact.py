@@ -789,3 +789,76 @@ def test_a_compact_network_runs_in_onnxruntime(tmp_path: Any) -> None:
     session = runtime.InferenceSession(tmp_path / "small.onnx")
     (actual,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(actual), small(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+# Other people's networks.
+
+
+class Overwriting(nn.Module):
+    """Writes through a slice into channels that are constant before, and reads them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1), nn.Linear(4, 2)
+        self.same, self.relu = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        part = y[:, :, ::2, ::2]
+        part += x[:, :1, ::2, ::2]
+        z = self.after(y)
+        z = self.relu(self.same(z)) + z
+        return self.last(z.mean((2, 3)))
+
+
+@torch.no_grad()
+def test_what_is_written_in_place_through_a_view_keeps_its_channels() -> None:
+    torch.manual_seed(0)
+    model, x = Overwriting().eval(), torch.randn(2, 3, 6, 6)
+    model.conv.weight[:4] = 0  # constant until the slice is written
+    model.after.weight[1] = 0
+    made = compaction(model, x)
+    assert torch.allclose(made.model(x), model(x), atol=1e-6)
+    sizes = {layer.name: layer for layer in made.layers}
+    assert sizes["conv"].outputs == (6, 6)
+    assert sizes["conv"].stays == "iadd"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@torch.no_grad()
+def test_weights_made_by_torchs_own_pruning_are_removed(wrapped: bool) -> None:
+    from torch.nn.utils import prune
+
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3))
+    prune.ln_structured(model[0], "weight", 0.75, n=2, dim=0)
+    prune.random_unstructured(model[2], "weight", 0.5)
+    with torch.enable_grad():
+        model(torch.ones(1, 6))  # its weights have a gradient now, which cannot be copied
+    x = torch.randn(4, 6)
+    small = compact(nn.DataParallel(model) if wrapped else model, x)
+    assert torch.allclose(small(x), model(x), atol=1e-6)
+    assert len(small[0].weight) <= 10
+    assert list(small.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@torch.no_grad()
+def test_hidden_units_of_pytorchs_transformer_layers_go(activation: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation=activation)
+    model = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)).eval()
+    first, second = model[1].layers
+    first.linear1.weight[:10] = 0  # constant hidden units
+    first.linear1.bias[:10] = torch.linspace(-1, 1, 10)
+    first.linear2.weight[:, 14:] = 0  # units that nobody reads
+    second.linear2.register_forward_hook(lambda _layer, _inputs, output: 2 * output)
+    second.linear1.weight[:10] = 0
+    x = torch.randn(2, 5, 4)
+    made = compaction(model, x)
+    assert torch.allclose(made.model(x), model(x), atol=1e-5)
+    sizes = {entry.name: entry for entry in made.layers}
+    assert sizes["1.layers.0.linear1"].outputs == (16, 4)
+    assert sizes["1.layers.0.linear2"].inputs == (16, 4)
+    assert sizes["1.layers.1.linear1"].outputs == (16, 16)
+    assert sizes["1.layers.0.linear2"].stays == "1.layers.0 (TransformerEncoderLayer)"
+    assert resize(copy.deepcopy(model), made.model.state_dict())(x).shape == (2, 5, 3)

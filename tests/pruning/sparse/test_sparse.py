@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import threading
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from rectified.errors import UserError
 from rectified.pruning.sparse import SparseModel, sparsify
-from rectified.pruning.sparse.sparsify import NETWORKS, _fastest
+from rectified.pruning.sparse.sparsify import NETWORKS, _fastest, _working
 
 
 class Block(nn.Module):
@@ -325,3 +326,188 @@ def test_unknown_names_are_refused() -> None:
         sparsify(model, images(1), network="whole")
     with pytest.raises(UserError, match="threads must be at least 1, got 0"):
         sparsify(model, images(1), threads=0)
+
+
+# ---- other people's networks
+
+
+class Hooked(Block):
+    """Hooks that change what a layer and a ReLU do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.second.register_forward_hook(lambda _layer, _inputs, output: 2 * output)
+        self.shortcut.register_forward_pre_hook(lambda _layer, inputs: (inputs[0] + 1,))
+        self.relu.register_forward_hook(lambda _layer, _inputs, output: output - 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.relu(x))
+
+
+class Overwriting(nn.Module):
+    """Writes through a slice and an identity into what is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.same, self.relu = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        part = y[:, :, ::2, ::2]
+        part += 1
+        z = self.b(y)
+        return self.relu(self.same(z)) + z
+
+
+class Counting(nn.Module):
+    """Computes something else in every call, which no graph can show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(6, 3), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.layer(x) * self.calls
+
+
+class Asking(Branching):
+    """Asks a layer for its weight, which engines have not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(self.conv.weight.dtype))
+
+
+@pytest.mark.parametrize("net", [Hooked, Overwriting])
+@pytest.mark.parametrize("network", [None, "layers", "mixed", "fused"])
+@torch.no_grad()
+def test_hooks_and_writing_in_place_do_what_they_did(
+    net: Callable[[], nn.Module], network: str | None
+) -> None:
+    pytest.importorskip("numba")
+    model = pruned(net)
+    fast = sparsify(model, images(2), network=network)
+    assert not fast.note
+    assert_same(fast(images(3)), model(images(3)))
+    reasons = {choice.name: choice.reason for choice in fast.layers}
+    if net is Hooked:
+        assert reasons["second"] == reasons["shortcut"] == "its forward has hooks"
+        assert not reasons["first"]
+
+
+@torch.no_grad()
+def test_a_graph_that_computes_something_else_is_not_taken() -> None:
+    fast = sparsify(Counting(), torch.ones(2, 6))
+    assert "what torch.fx sees of Counting computes something else" in fast.note
+    assert fast.chosen in ("dense", "layers", "channels_last")
+
+
+@torch.no_grad()
+def test_a_way_that_does_not_run_or_computes_something_else_is_noted_and_not_taken() -> None:
+    pytest.importorskip("numba")
+    model = pruned(Asking)
+    fast = sparsify(model, images(2))
+    assert_same(fast(images(3)), model(images(3)))
+    with pytest.raises(UserError, match=r"no engine is left: .*the way 'layers' does not run: "):
+        sparsify(model, images(2), engine={"conv": "kernel"})
+    notes: list[str] = []
+    ways = {"layers": nn.ReLU(), "dense": nn.ReLU(), "fused": nn.Identity()}
+    assert list(_working(ways, (-images(1),), images(1), notes)) == ["dense"]
+    assert notes == [
+        "the way 'layers' has other outputs on the example",
+        "the way 'fused' has other outputs on the example",
+    ]
+
+
+@torch.no_grad()
+def test_a_transformer_layer_of_pytorch_runs_its_layers_sparsely() -> None:
+    pytest.importorskip("numba")
+    model = pruned(lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True))
+    x = torch.randn(2, 5, 16)
+    fast = sparsify(model, x, engine={"linear1": "kernel", "linear2": "kernel"})
+    assert_same(fast(x), model(x))
+    assert type(fast.get_submodule("network.linear1")).__name__ == "KernelLayer"
+
+
+@torch.no_grad()
+def test_weights_made_by_torchs_own_pruning_and_3d_convolutions_run() -> None:
+    from torch.nn.utils import prune
+
+    layer = prune.l1_unstructured(nn.Linear(6, 40), "weight", 0.9)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(40, 3))
+    with torch.enable_grad():
+        model(torch.ones(1, 6))  # its weight has a gradient now, which cannot be copied
+    fast = sparsify(nn.DataParallel(model), torch.ones(2, 6))
+    assert fast.layers[0].density == pytest.approx(0.1)
+    assert_same(fast(torch.ones(3, 6)), model(torch.ones(3, 6)))
+    volumes = pruned(lambda: nn.Sequential(nn.Conv3d(4, 8, 3), nn.ReLU(), nn.Conv3d(8, 2, 1)))
+    x = torch.randn(2, 4, 5, 5, 5)
+    assert_same(sparsify(volumes, x)(x), volumes(x))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(3, 4, 10), r"as many axes as its example had, \[4\], got \[3\]"),
+        (torch.ones(10), r"\[4\], got \[1\]"),
+        (torch.ones(2, 5, 12, 12), "a layer of 4 inputs cannot read 5"),
+        (torch.ones(2, 4, 3, 3), r"a window of \(4, 4\) does not fit an image of 3 x 3"),
+    ],
+)
+def test_what_the_kernels_would_read_beyond_is_refused(x: torch.Tensor, message: str) -> None:
+    pytest.importorskip("numba")
+    fast = sparsify(pruned(lambda: nn.Conv2d(4, 8, 4)), images(1), network="fused")
+    with pytest.raises(UserError, match=message):
+        fast(x)
+
+
+def test_rows_and_batches_that_do_not_fit_are_refused() -> None:
+    pytest.importorskip("numba")
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.a(x) + self.b(y)
+
+    fast = sparsify(pruned(Two), (torch.ones(2, 6), torch.ones(2, 3)), network="fused")
+    assert fast(torch.ones(5, 6), torch.ones(5, 3)).shape == (5, 4)
+    with pytest.raises(UserError, match="inputs must be of one batch"):
+        fast(torch.ones(5, 6), torch.ones(1, 3))
+    with pytest.raises(UserError, match="a layer of 6 inputs cannot read 7"):
+        fast(torch.ones(5, 7), torch.ones(5, 3))
+    with pytest.raises(UserError, match=r"\[2, 2\], got \[3, 3\]"):
+        fast(torch.ones(5, 2, 6), torch.ones(5, 2, 3))
+
+
+@pytest.mark.parametrize("joined", [torch.add, lambda x, y: torch.cat([x, y], 1)])
+def test_sizes_that_were_equal_by_chance_are_refused(joined: Callable) -> None:
+    """A gate of one pixel times an image of one pixel is a plain sum; of four, it is not."""
+    pytest.importorskip("numba")
+
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return joined(torch.relu(self.conv(x)), self.pool(x))
+
+    fast = sparsify(pruned(Gate), images(1, 1), network="fused")
+    with pytest.raises(UserError, match=r"sizes that were equal on the example .* got .*2.* and"):
+        fast(images(1, 2))
+
+
+@pytest.mark.parametrize("network", ["dense", "layers", "fused"])
+@torch.no_grad()
+def test_it_travels_by_pickle_and_stays_in_evaluation_mode(network: str) -> None:
+    if network == "fused":
+        pytest.importorskip("numba")
+    fast = sparsify(pruned(plain), images(1), network=network)
+    outer = nn.Sequential(pickle.loads(pickle.dumps(fast))).train()
+    assert_same(outer(images(2)), fast(images(2)))
+    assert not any(module.training for module in outer[0].modules())

@@ -4,9 +4,8 @@ It holds the signs of 1-bit layers as bits, one for each weight and not one more
 scales, the parameters of what stays in floating point, and in its header the graph: which modules,
 functions and methods are called on what, as JSON. Only those named below are read back. `torch.fx`
 writes the graph as Python code and runs that, so every word that comes to stand in the code must be
-a plain name: loading a file executes nothing that is in it. Nor does it take more memory than the
-file's tensors need: the network is first made without weights, and compared with them. `name:bits`
-are the signs of the tensor `name`.
+a plain name: loading a file executes nothing that is in it. `name:bits` are the signs of the tensor
+`name`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from keyword import iskeyword
 from pathlib import Path
@@ -33,9 +32,10 @@ from rectified.binary.packed.bits import panels_to_weight, weight_to_panels
 from rectified.binary.packed.layers import PackedProduct, PoolBits, SignedLayer
 from rectified.binary.packed.packing import PackedLayer, PackedModel
 from rectified.errors import UserError
+from rectified.rewriting import is_hooked
 
 FORMAT = "rectified-packed"
-VERSION = "1"
+VERSION = "2"
 
 # type -> the arguments that make it, which are its attributes too
 _Names = tuple[str, ...]
@@ -48,30 +48,41 @@ _CONV: _Names = (
     "dilation",
     "groups",
 )
-_PRODUCT = ("inputs", "outputs", "kernel", "stride", "padding", "is_linear", "has_step")
+_PRODUCT: _Names = ("inputs", "outputs", "kernel", "stride", "padding")
+_PRODUCT += ("is_linear", "has_step", "rows_only")
 _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+_IN_PLACE: _Names = ("inplace",)  # what it changes may be read by others
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 _MODULES: dict[type[nn.Module], tuple[str, ...]] = {
     PackedProduct: _PRODUCT,
     PoolBits: ("words", "kernel", "stride", "padding"),
+    nn.Conv1d: (*_CONV, "bias", "padding_mode"),
     nn.Conv2d: (*_CONV, "bias", "padding_mode"),
     nn.Linear: ("in_features", "out_features", "bias"),
     nn.BatchNorm1d: _NORM,
     nn.BatchNorm2d: _NORM,
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
+    nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
     nn.MaxPool2d: (*_POOL, "dilation"),
     nn.AvgPool2d: (*_POOL, "count_include_pad"),
     nn.AdaptiveAvgPool2d: ("output_size",),
     nn.AdaptiveMaxPool2d: ("output_size",),
     nn.Flatten: ("start_dim", "end_dim"),
-    nn.ReLU: (),
-    nn.ReLU6: (),
+    nn.PixelShuffle: ("upscale_factor",),
+    nn.ZeroPad2d: ("padding",),
+    nn.ReflectionPad2d: ("padding",),
+    nn.ReplicationPad2d: ("padding",),
+    nn.ReLU: _IN_PLACE,
+    nn.ReLU6: _IN_PLACE,
     nn.Tanh: (),
     nn.Sigmoid: (),
-    nn.SiLU: (),
+    nn.SiLU: _IN_PLACE,
     nn.GELU: ("approximate",),
-    nn.Hardtanh: ("min_val", "max_val"),
-    nn.LeakyReLU: ("negative_slope",),
+    nn.Hardtanh: ("min_val", "max_val", *_IN_PLACE),
+    nn.LeakyReLU: ("negative_slope", *_IN_PLACE),
+    nn.Hardswish: _IN_PLACE,
+    nn.Hardsigmoid: _IN_PLACE,
+    nn.Softmax: ("dim",),
     nn.PReLU: ("num_parameters",),
     nn.Identity: (),
     nn.Dropout: ("p",),
@@ -81,17 +92,31 @@ _TYPES = {kind.__name__: kind for kind in _MODULES}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "iadd": operator.iadd,
+    "neg": operator.neg,
+    "floordiv": operator.floordiv,
     "sub": operator.sub,
     "mul": operator.mul,
     "truediv": operator.truediv,
     "getitem": operator.getitem,
+    "getattr": getattr,  # of shapes only, see `_program` and `_built`
     "torch.add": torch.add,
     "torch.mul": torch.mul,
     "torch.cat": torch.cat,
     "torch.flatten": torch.flatten,
     "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "torch.sigmoid": torch.sigmoid,
+    "torch.tanh": torch.tanh,
+    "torch.reshape": torch.reshape,
+    "torch.squeeze": torch.squeeze,
     "torch.mean": torch.mean,
     "relu": F.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "leaky_relu": F.leaky_relu,
+    "softmax": F.softmax,
+    "dropout": F.dropout,
     "hardtanh": F.hardtanh,
     "pad": F.pad,
     "max_pool2d": F.max_pool2d,
@@ -111,6 +136,7 @@ _METHODS: _Names = (
     "relu_",
 )
 _METHODS += ("reshape", "size", "squeeze", "sum", "transpose", "unsqueeze", "view")
+_METHODS += ("amax", "chunk", "expand", "expand_as", "sigmoid", "sub", "tanh", "view_as")
 
 
 def save_packed(packed: PackedModel, path: str | Path) -> int:
@@ -193,15 +219,18 @@ def load_packed(path: str | Path) -> PackedModel:
         )
     try:
         program, about = json.loads(metadata["program"]), json.loads(metadata["about"])
-        with torch.device("meta"):
-            shapes = _built(program)
-        _fill(shapes, tensors)
-        network = _built(program)
-        _fill(network, tensors)
+        network = _built(program, tensors)
         layers = [PackedLayer(**layer) for layer in about["layers"]]
         return PackedModel(network, layers, about["notes"])
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).split("\n")[0][:200]
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{path} is damaged: {type(error).__name__}: {reason}") from error
 
 
@@ -245,6 +274,9 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in network.state_dict().items():
         if f"{name}:bits" not in tensors:
             state[name] = tensors[name]
+            kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            if state[name].dtype != kind:
+                raise ValueError(f"{name!r} must be of {kind}, got {state[name].dtype}")
             continue
         owner = network.get_submodule(name.rpartition(".")[0])
         bits = tensors[f"{name}:bits"]
@@ -253,7 +285,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             state[name] = weight_to_panels(_from_bits(bits, shape))
         else:
             state[name] = _from_bits(bits, tuple(tensor.shape))
-    network.load_state_dict(state)
+    network.load_state_dict(state, assign=True)
 
 
 # ---- the graph
@@ -268,7 +300,7 @@ def _program(network: fx.GraphModule) -> dict[str, Any]:
         elif node.op == "get_attr":
             tensors.append(target)
         elif node.op == "call_function":
-            if node.target not in _NAMES:
+            if node.target not in _NAMES or _asks_for_more(node.target, node.args):
                 raise UserError(f"the call of {target} ({node.name}) cannot be stored in a file")
             target = _NAMES[node.target]
         elif node.op == "call_method" and target not in _METHODS:
@@ -279,8 +311,15 @@ def _program(network: fx.GraphModule) -> dict[str, Any]:
     return {"nodes": nodes, "modules": modules, "tensors": shapes}
 
 
+def _asks_for_more(function: Callable[..., Any], arguments: Sequence[Any]) -> bool:
+    """Whether a call gets another attribute than a shape, which might be anything."""
+    return function is getattr and list(arguments[1:]) != ["shape"]
+
+
 def _described(name: str, module: nn.Module) -> dict[str, Any]:
     """A module as its type and arguments."""
+    if is_hooked(module):
+        raise UserError(f"a file cannot hold the hooks of {name!r}: remove them, and pack again")
     if isinstance(module, SignedLayer):
         return {
             "type": "SignedLayer",
@@ -311,25 +350,39 @@ def _made(about: Mapping[str, Any]) -> nn.Module:
     }
     if set(arguments) != set(_MODULES[kind]):
         raise ValueError(f"a {kind.__name__} is not made from {', '.join(arguments)}")
+    if kind in (PackedProduct, PoolBits):
+        _check_geometry(**arguments)
     return kind(**arguments)
 
 
-def _built(program: Mapping[str, Any]) -> nn.Module:
-    """The network, with any weights; on the meta device where that is the default."""
-    with torch.random.fork_rng([]):  # initial weights, which are replaced
+def _check_geometry(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], **_others: Any
+) -> None:
+    """The kernels believe what they are told."""
+    steps = (*kernel, *stride, *(1 + pad for pad in padding))
+    if len(steps) != 6 or not all(type(step) is int and 0 < step < 2**31 for step in steps):
+        raise ValueError(f"no kernel {kernel} has stride {stride} and padding {padding}")
+
+
+def _built(program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    with torch.device("meta"):  # whatever sizes a file claims, no memory is taken for them
         if "module" in program:
-            return _made(program["module"])
+            alone = _made(program["module"])
+            _fill(alone, tensors)
+            return alone
         parts: dict[str, Any] = {
             _place(name): _made(about) for name, about in program["modules"].items()
         }
     for name, shape in program["tensors"].items():
-        parts[_place(name)] = torch.zeros(shape)
+        parts[_place(name)] = torch.empty(shape, device="meta")
     graph = fx.Graph()
     made: dict[str, Node] = {}
     for name, op, target, arguments, named in program["nodes"]:
         called = target
         if op == "call_function":
             called = _FUNCTIONS[target]
+            if _asks_for_more(called, _decoded(arguments, made)):
+                raise ValueError("a file may ask for shapes, not for other attributes")
         elif op == "call_method" and target not in _METHODS:
             raise ValueError(f"unknown method {target}")
         elif op in ("call_module", "get_attr"):
@@ -341,11 +394,13 @@ def _built(program: Mapping[str, Any]) -> nn.Module:
             op, called, args, {_word(key): value for key, value in kwargs.items()}, _word(name)
         )
     graph.lint()
-    return fx.GraphModule(parts, graph)
+    network = fx.GraphModule(parts, graph)
+    _fill(network, tensors)
+    return network
 
 
 def _word(text: Any) -> str:
-    """A name that may stand in the graph's code."""
+    """A name that may stand in the graph's code, which torch.fx writes and runs."""
     if not (isinstance(text, str) and text.isascii() and text.isidentifier()) or iskeyword(text):
         raise ValueError(f"{str(text)[:80]!r} is no name")
     return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from rectified.binary.packed.bits import PANEL, weight_to_panels, words_for
 from rectified.binary.packed.thresholds import Step
 from rectified.binary.sign import sign
 from rectified.errors import UserError
+
+_FLOAT = torch.float32  # what the kernels read, whatever PyTorch's default
 
 
 class PackedProduct(nn.Module):
@@ -31,10 +33,12 @@ class PackedProduct(nn.Module):
         padding: above and below, left and right; what it adds counts as exactly 0.
         is_linear: whether it reads (..., inputs) and not images.
         has_step: whether it gives bits.
+        rows_only: whether its thresholds hold what norms do along the second axis, so that it reads
+            (rows, inputs) and no further axes.
 
     Raises:
-        UserError: when called on what has other channels, or is not on the CPU: the kernels would
-            read beyond it.
+        UserError: when called on what has other channels or axes, or is not on the CPU: the kernels
+            would read beyond it.
 
     Example:
         >>> from rectified.binary import BinaryConv2d, pack
@@ -61,8 +65,10 @@ class PackedProduct(nn.Module):
         *,
         is_linear: bool = False,
         has_step: bool = False,
+        rows_only: bool = False,
     ) -> None:
         super().__init__()
+        self.rows_only = rows_only
         self.inputs, self.outputs = inputs, outputs
         self.kernel, self.stride, self.padding = list(kernel), list(stride), list(padding)
         self.is_linear, self.has_step = is_linear, has_step
@@ -73,9 +79,9 @@ class PackedProduct(nn.Module):
             self.register_buffer("thresholds", torch.zeros(PANEL * count, dtype=torch.int32))
             self.register_buffer("flips", torch.zeros(count, dtype=torch.int32))
         else:
-            self.register_buffer("alpha", torch.zeros(PANEL * count))
-            self.register_buffer("bias", torch.zeros(PANEL * count))
-        self.register_buffer("input_thresholds", torch.zeros(inputs))
+            self.register_buffer("alpha", torch.zeros(PANEL * count, dtype=_FLOAT))
+            self.register_buffer("bias", torch.zeros(PANEL * count, dtype=_FLOAT))
+        self.register_buffer("input_thresholds", torch.zeros(inputs, dtype=_FLOAT))
         self.register_buffer("input_flips", torch.zeros(words, dtype=torch.int64))
 
     @property
@@ -99,6 +105,15 @@ class PackedProduct(nn.Module):
         else:
             self.thresholds, self.flips = step.thresholds, step.flips
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedProduct:
+        """Move to another device; the kernels know one type of numbers, which stays."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            return made if made.dtype == tensor.dtype else tensor.to(made.device)
+
+        return super()._apply(moved, recurse)
+
     def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         self._check(x)
         if self.is_linear and not self.has_step and x.dtype != torch.int64:
@@ -107,23 +122,36 @@ class PackedProduct(nn.Module):
             return self(x[None])[0]
         geometry = (self.inputs, self.outputs, self.kernel, self.stride, self.padding)
         bits = x if x.dtype == torch.int64 else self._packed(x)
+        if self.is_linear:
+            bits = bits.reshape(1, 1, -1, bits.shape[-1])
         if self.has_step:
-            return operations.product_bits(
-                bits, self.panels, self.thresholds, self.flips, *geometry
-            )
+            y = operations.product_bits(bits, self.panels, self.thresholds, self.flips, *geometry)
+            return y.view(*x.shape[:-1], y.shape[-1]) if self.is_linear else y
         y = operations.products(bits, self.panels, self.alpha, self.bias, *geometry)
-        return y.movedim(1, -1).flatten(0, 2) if self.is_linear else y
+        return y.movedim(1, -1).reshape(*x.shape[:-1], self.outputs) if self.is_linear else y
 
     def _check(self, x: Tensor) -> None:
         axis = -1 if self.is_linear else -3
         is_bits = x.dtype == torch.int64
         expected = words_for(self.inputs) if is_bits else self.inputs
         found = x.shape[-1] if is_bits else x.shape[axis] if x.ndim >= -axis else 0
-        if found != expected or not x.is_cpu or (is_bits and x.ndim != 4):
+        if self.is_linear:
+            has_axes = x.ndim == 2 if self.rows_only else x.ndim > 0
+        else:
+            has_axes = x.ndim in (3, 4)
+        if found != expected or not x.is_cpu or not has_axes:
             what = "features" if self.is_linear else "channels of images"
             raise UserError(
-                f"x must have {self.inputs} {what} on the CPU, got {tuple(x.shape)} of {x.dtype} "
-                f"on {x.device}"
+                f"x must have {self.inputs} {what}{' in rows' if self.rows_only else ''} on the "
+                f"CPU, got {tuple(x.shape)} of {x.dtype} on {x.device}"
+            )
+        if self.is_linear:
+            return
+        places = x.shape[-3:-1] if is_bits else x.shape[-2:]
+        around = zip(places, self.padding, self.kernel, strict=True)
+        if any(size + 2 * pad < reach for size, pad, reach in around):
+            raise UserError(
+                f"a kernel of {tuple(self.kernel)} does not fit an image of {tuple(places)}"
             )
 
     def _rows(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
@@ -143,8 +171,7 @@ class PackedProduct(nn.Module):
     def _packed(self, x: Float[Tensor, "..."]) -> Tensor:
         if self.is_linear:
             x = x.reshape(-1, self.inputs)
-        bits = operations.pack(x, self.input_thresholds, self.input_flips)
-        return bits[None, None] if self.is_linear else bits
+        return operations.pack(x, self.input_thresholds, self.input_flips)
 
     def extra_repr(self) -> str:
         words = f"{self.inputs}, {self.outputs}"
@@ -161,6 +188,9 @@ class PoolBits(nn.Module):
         kernel: height and width of a window.
         stride: down and across.
         padding: above and below, left and right.
+
+    Raises:
+        UserError: when called on what is no such image.
     """
 
     flips: Tensor
@@ -174,7 +204,14 @@ class PoolBits(nn.Module):
         self.register_buffer("flips", torch.zeros(words, dtype=torch.int64))
 
     def forward(self, bits: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        return operations.pool(bits, self.flips, self.kernel, self.stride, self.padding)
+        if bits.dtype != torch.int64 or bits.ndim not in (3, 4) or bits.shape[-1] != self.words:
+            raise UserError(
+                f"x must be an image of {self.words} words a pixel, got {tuple(bits.shape)} of "
+                f"{bits.dtype}"
+            )
+        images = bits[None] if bits.ndim == 3 else bits
+        pooled = operations.pool(images, self.flips, self.kernel, self.stride, self.padding)
+        return pooled[0] if bits.ndim == 3 else pooled
 
 
 class SignedLayer(nn.Module):

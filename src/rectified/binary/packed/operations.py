@@ -157,6 +157,8 @@ def _multiply(
     padding: Sequence[int],
 ) -> None:
     """Run a job on bits, panels, out, scale and shift."""
+    if not tensors[2].numel():  # no example
+        return
     run, kernels = _compiled()
     shape, threads = tuple(tensors[0].shape), torch.get_num_threads()
     plan, parts, threads = _plan(
@@ -261,13 +263,15 @@ def linear(
     A product of one row takes 20 microseconds, as long as a few calls of PyTorch.
     """
     rows, channels = x.shape
+    if not rows:
+        return torch.empty(0, outputs, dtype=torch.float32)
     if rows > FEW or not has_kernels():
         bits = pack(x, thresholds, flips)[None, None]
         y = products(bits, panels, alpha, bias, channels, outputs, (1, 1), (1, 1), (0, 0))
         return y.movedim(1, -1).view(rows, outputs)
     run, kernels = _compiled()
     x = x.float().contiguous()
-    out = torch.empty(rows, outputs)
+    out = torch.empty(rows, outputs, dtype=torch.float32)
     bits = torch.empty(rows, words_for(channels), dtype=torch.int64)
     plan, _, threads = _plan(
         (1, 1, rows, bits.shape[1]),

@@ -11,7 +11,6 @@ run in floating point on the signs of their weights; `PackedModel.layers` says w
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +25,15 @@ from rectified.binary.packed.bits import words_for
 from rectified.binary.packed.layers import PackedProduct, PoolBits, SignedLayer
 from rectified.binary.packed.thresholds import (
     Step,
+    entries,
+    fits,
     input_thresholds,
     is_monotone,
     tabulate,
 )
 from rectified.binary.tracing import module_of, only_input, trace
 from rectified.errors import UserError
+from rectified.rewriting import call_layers_, is_hooked, plain_copy
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class PackedModel(nn.Module):
         self.layers, self.notes = tuple(layers), tuple(notes)
         self.eval().requires_grad_(False)
 
+    def train(self, mode: bool = True) -> PackedModel:
+        """Nothing: a network that is part of one in training still is for inference."""
+        return super().train(False)
+
     def forward(self, *inputs: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         return self.network(*inputs)
 
@@ -103,7 +109,7 @@ def pack(model: nn.Module) -> PackedModel:
         [('floats', 'bits'), ('bits', 'floats')]
     """
     _check(model)
-    copied = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    copied = plain_copy(model).to("cpu", torch.float32).eval()
     if isinstance(copied, BinaryConv2d | BinaryLinear):
         return PackedModel(_layer(copied), [_entry("", copied, "floats", "floats")])
     try:
@@ -153,11 +159,17 @@ def _bias(layer: BinaryLayer) -> Tensor:
     return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
 
 
-def _product(layer: BinaryLayer, step: Step | None = None) -> PackedProduct:
+def _product(
+    layer: BinaryLayer, step: Step | None = None, *, rows_only: bool = False
+) -> PackedProduct:
     has_step = step is not None
     if isinstance(layer, BinaryLinear):
         made = PackedProduct(
-            layer.in_features, layer.out_features, is_linear=True, has_step=has_step
+            layer.in_features,
+            layer.out_features,
+            is_linear=True,
+            has_step=has_step,
+            rows_only=rows_only,
         )
     else:
         made = PackedProduct(
@@ -199,16 +211,37 @@ def _entry(name: str, layer: BinaryLayer, reads: str, gives: str) -> PackedLayer
 
 
 def _layer(layer: BinaryLayer) -> nn.Module:
-    return _signed(layer) if reason_for_float(layer) else _product(layer)
+    return _with_hooks(layer, _signed(layer) if reason_for_float(layer) else _product(layer))
+
+
+def _with_hooks(layer: BinaryLayer, made: nn.Module) -> nn.Module:
+    """What runs in a layer's place, with what somebody has hung on that."""
+    for name in ("_forward_hooks", "_forward_pre_hooks", *_HOW_HOOKS_ARE_CALLED):
+        getattr(made, name).update(getattr(layer, name))
+    return made
+
+
+_HOW_HOOKS_ARE_CALLED = (
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 def _pack_layers(model: nn.Module, reason: str) -> PackedModel:
     """Layer by layer, where the graph cannot be seen."""
+    return PackedModel(model, _replace_all_(model), [f"layers do not pass bits on: {reason}"])
+
+
+def _replace_all_(model: nn.Module) -> list[PackedLayer]:
+    """Each 1-bit layer that is left, by itself."""
     layers = []
     for name, layer in binary_layers(model).items():
         model.set_submodule(name, _layer(layer))
         layers.append(_entry(name, layer, "floats", "floats"))
-    return PackedModel(model, layers, [f"layers do not pass bits on: {reason}"])
+    if layers:
+        call_layers_(model)
+    return layers
 
 
 @dataclass(frozen=True)
@@ -244,11 +277,12 @@ class _Packer:
         self.traced.graph.lint()
         self.traced.recompile()
         self.traced.delete_all_unused_submodules()
-        entries = [
+        layers = [
             _entry(str(node.target), layer, reads[node], gives[node])
             for node, layer in self.layers.items()
         ]
-        return PackedModel(self.traced, entries)
+        # what a module of PyTorch's calls, such as a transformer layer, is not in the graph
+        return PackedModel(self.traced, layers + _replace_all_(self.traced))
 
     def takes_bits(self, node: Node) -> bool:
         """Whether a node is a layer that the kernels take, called once."""
@@ -256,6 +290,7 @@ class _Packer:
         return (
             layer is not None
             and not reason_for_float(layer)
+            and not is_hooked(layer)
             and str(node.target) not in self.shared
         )
 
@@ -263,7 +298,7 @@ class _Packer:
         """Pack a layer; where only thresholds follow, let it give bits. Says what it gives."""
         name = str(node.target)
         if reason_for_float(layer):
-            self.traced.set_submodule(name, _signed(layer))
+            self.traced.set_submodule(name, _layer(layer))
             return "floats"
         passage = self._passage(node) if self.takes_bits(node) else None
         step = None
@@ -278,9 +313,11 @@ class _Packer:
                 passage.after,
                 is_image=is_image,
             )
-        self.traced.set_submodule(name, _product(layer, step))
         if passage is None or step is None:
+            self.traced.set_submodule(name, _layer(layer))
             return "floats"
+        rows_only = any(entries(one) > 1 for one in passage.before + passage.after)
+        self.traced.set_submodule(name, _product(layer, step, rows_only=rows_only))
         self._shorten(node, passage, step, words_for(len(layer.weight)))
         return "bits"
 
@@ -288,7 +325,7 @@ class _Packer:
         """What stands between a layer and the layers that read nothing else."""
         nodes: list[Node] = []
         parts: tuple[list[nn.Module], ...] = ([], [])  # before and behind the pool
-        pool, here = None, node
+        pool, here, outputs = None, node, len(self.layers[node].weight)
         while len(here.users) == 1 and not self._are_layers(here):
             here = next(iter(here.users))
             module = module_of(here, self.modules)
@@ -296,7 +333,7 @@ class _Packer:
                 return None
             if pool is None and _is_pool(module):
                 pool = here
-            elif is_monotone(module):
+            elif is_monotone(module) and fits(module, outputs):
                 parts[pool is not None].append(module)
             else:
                 return None
@@ -332,7 +369,7 @@ class _Packer:
             return "floats"
         packed = self.traced.get_submodule(str(node.target))
         assert isinstance(packed, PackedProduct)
-        nodes = list(self._before(node))
+        nodes = list(self._before(node, packed.inputs))
         source = only_input(nodes[-1]) if nodes else only_input(node)
         if isinstance(source, Node) and self._gives_bits(source):
             return "bits"
@@ -341,17 +378,20 @@ class _Packer:
             packed.input_thresholds, packed.input_flips = input_thresholds(
                 chain, packed.inputs, is_image=not packed.is_linear
             )
+            packed.rows_only |= packed.is_linear and any(entries(one) > 1 for one in chain)
             node.replace_input_with(nodes[0], source)
             for one in nodes:
                 self.traced.graph.erase_node(one)
         return "floats"
 
-    def _before(self, node: Node) -> Iterator[Node]:
+    def _before(self, node: Node, inputs: int) -> Iterator[Node]:
         """Monotone modules before a layer whose outputs nothing else reads, the nearest first."""
         here = only_input(node)
         while isinstance(here, Node) and len(here.users) == 1:
             module = module_of(here, self.modules)
-            if module is None or not is_monotone(module) or len(here.args) != 1:
+            if module is None or len(here.args) != 1:
+                return
+            if not is_monotone(module) or not fits(module, inputs):
                 return
             yield here
             here = only_input(here)

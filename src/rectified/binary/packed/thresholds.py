@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 
 from rectified.binary.packed.bits import PANEL, bits_to_words, flips_to_halves
+from rectified.rewriting import is_hooked
 
 _LEAST, _MOST = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
 
@@ -65,6 +66,8 @@ def is_monotone(module: nn.Module) -> bool:
         >>> is_monotone(nn.BatchNorm2d(3)), is_monotone(nn.GELU()), is_monotone(nn.LeakyReLU(-1))
         (True, False, False)
     """
+    if is_hooked(module):
+        return False
     if isinstance(module, nn.LeakyReLU):
         return module.negative_slope >= 0
     if isinstance(module, nn.PReLU):
@@ -72,6 +75,25 @@ def is_monotone(module: nn.Module) -> bool:
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return module.running_mean is not None  # else it would depend on the batch
     return type(module) in MONOTONE
+
+
+def fits(module: nn.Module, channels: int) -> bool:
+    """Whether a monotone module has as many entries as there are channels, or one for all.
+
+    A norm behind a linear layer has not if it works on another axis than the features.
+
+    Example:
+        >>> fits(nn.BatchNorm1d(7), 70), fits(nn.ReLU(), 70)
+        (False, True)
+    """
+    return entries(module) in (1, channels)
+
+
+def entries(module: nn.Module) -> int:
+    """How many entries along the second axis a monotone module tells apart; 1 if it does not."""
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return module.num_features
+    return module.num_parameters if isinstance(module, nn.PReLU) else 1
 
 
 @torch.no_grad()
@@ -157,8 +179,8 @@ def input_thresholds(
         return (_through(modules, x.view(shape)) >= 0).flatten()
 
     largest = torch.finfo(torch.float32).max
-    low = _order(torch.full((channels,), -largest))
-    high = _order(torch.full((channels,), largest))
+    low = _order(torch.full((channels,), -largest, dtype=torch.float32))
+    high = _order(torch.full((channels,), largest, dtype=torch.float32))
     first, last = bits(_float(low)), bits(_float(high))
     while (high - low > 1).any():
         middle = (low + high) // 2

@@ -36,17 +36,19 @@ from rectified.errors import UserError, choose
 from rectified.pruning.compact.operations import (
     CONCATENATIONS,
     CONVOLUTIONS,
+    ELEMENTWISE,
     LAYERS,
     NORMS,
     RESHAPES,
+    TRANSFORMERS,
     argument,
     asks_shape,
     axis_after_reshape,
-    is_in_place,
     keeps_channels_apart,
     pads_with_zeros,
 )
 from rectified.pruning.tracing import shape_of, site_names, trace_graph, used_once
+from rectified.rewriting import is_hooked, overwritten
 
 # a pool of n equal values returns them within a few roundings; a border effect is far larger
 _ROUNDINGS = 64
@@ -180,20 +182,17 @@ class _Walk:
     def visit(self, node: Node) -> None:
         if node.op in ("placeholder", "get_attr") or asks_shape(node):
             return
-        overwrites = self._overwrites_shared(node)
-        found = None if overwrites else self._rule(node)(node)
+        changed = overwritten(node, self.modules)
+        found = None if changed else self._rule(node)(node)
         if found is not None:
             self.channels[node] = self._silence(node, found)
             return
-        for source in node.all_input_nodes:
+        for source in (*node.all_input_nodes, *changed):
             if source in self.channels:
                 self.pins.append((self.channels[source].classes, self._describe(node)))
-            if overwrites:
-                self.channels.pop(source, None)  # its constants hold no longer
-
-    def _overwrites_shared(self, node: Node) -> bool:
-        """Whether a node changes a tensor in place that another node reads, too."""
-        return is_in_place(node, self._module(node)) and len(node.all_input_nodes[0].users) > 1
+        for source in changed:
+            self.channels.pop(source, None)  # its constants hold no longer
+        self._look_into(node)
 
     def _rule(self, node: Node) -> Callable[[Node], Channels | None]:
         kind = self._kind(node)
@@ -248,6 +247,12 @@ class _Walk:
         return Channels(axis, classes, constants)
 
     def _mix(self, node: Node, module: Any, source: Channels) -> Channels:
+        readers = list(node.users)
+        is_normed = len(readers) == 1 and self._kind(readers[0]) in NORMS
+        norm = str(readers[0].target) if is_normed else None
+        return self._mixer(str(node.target), module, source, norm)
+
+    def _mixer(self, name: str, module: Any, source: Channels, norm: str | None) -> Channels:
         known = source.constants.nan_to_num(0)
         folds = ~source.constants.isnan() & ((known == 0) | (not pads_with_zeros(module)))
         reads = (module.weight != 0).unsqueeze(-1).flatten(2).any(2) & ~folds
@@ -255,20 +260,42 @@ class _Walk:
         if module.bias is not None:
             constants = constants + module.bias
         outputs = self._begin(source.axis, constants.masked_fill(reads.any(1), math.nan))
-        readers = list(node.users)
-        is_normed = len(readers) == 1 and self._kind(readers[0]) in NORMS
         self.mixers.append(
             Mixer(
-                name=str(node.target),
+                name=name,
                 inputs=source.classes,
                 constants=source.constants,
                 folds=folds,
                 reads=reads,
                 outputs=outputs.classes,
-                norm=str(readers[0].target) if is_normed else None,
+                norm=norm,
             )
         )
         return outputs
+
+    # Transformer layers of PyTorch, which are not traced into.
+
+    def _look_into(self, node: Node) -> None:
+        if node.op != "call_module":
+            return
+        for path, module in self._module(node).named_modules():
+            if type(module) in TRANSFORMERS and not is_hooked(module):
+                self._feed_forward(f"{node.target}.{path}".rstrip("."), module)
+
+    def _feed_forward(self, path: str, module: Any) -> None:
+        """The hidden units of a transformer layer, which nothing else reads."""
+        first, second = f"{path}.linear1", f"{path}.linear2"
+        activation = module.activation
+        kind = type(activation) if isinstance(activation, nn.Module) else activation
+        if not {first, second} <= self.resizable or kind not in ELEMENTWISE:
+            return
+        unknown = module.linear1.weight.new_full((module.linear1.in_features,), math.nan)
+        stays = self._begin(1, unknown)
+        hidden = self._mixer(first, module.linear1, stays, None)
+        constants = activation(hidden.constants.nan_to_num(0))
+        hidden = replace(hidden, constants=constants.where(~hidden.constants.isnan(), math.nan))
+        made = self._mixer(second, module.linear2, hidden, None)
+        self.pins += [(ends.classes, f"{path} ({type(module).__name__})") for ends in (stays, made)]
 
     # Operations that keep channels apart.
 

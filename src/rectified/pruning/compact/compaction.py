@@ -21,7 +21,6 @@ through `rectified.pruning.compact.resize`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from rectified.errors import UserError
 from rectified.pruning.compact.channel_graph import (
@@ -41,7 +39,7 @@ from rectified.pruning.compact.channel_graph import (
 from rectified.pruning.compact.operations import LAYERS
 from rectified.pruning.compact.resize import replace_tensors_
 from rectified.pruning.masks import apply_
-from rectified.pruning.sites import bare
+from rectified.rewriting import agree, bare, plain_copy
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def compaction(
         LayerSize(name='0', inputs=(4, 4), outputs=(3, 2), stays=None)
         LayerSize(name='2', inputs=(3, 2), outputs=(2, 2), stays='the output')
     """
-    lean = copy.deepcopy(bare(model)).eval()
+    lean = plain_copy(model).eval()
     apply_(lean, masks or {})
     _check_finite(lean)
     inputs = example if isinstance(example, tuple) else (example,)
@@ -301,22 +299,9 @@ def _check_same(model: nn.Module, inputs: tuple[Any, ...], expected: Any) -> Non
         "or does the example make neurons of never_fires fire?"
     )
     try:
-        pairs = zip(tree_leaves(expected), tree_leaves(model(*inputs)), strict=True)
-        is_same = all(_is_same(*pair) for pair in pairs)
+        is_same = agree(expected, model(*inputs))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"the smaller {name} does not run: {reason}; {advice}") from error
     if not is_same:
         raise UserError(f"the smaller {name} has other outputs on the example: {advice}")
-
-
-def _is_same(expected: Any, actual: Any) -> bool:
-    if not isinstance(expected, Tensor) or not expected.is_floating_point():
-        return True  # sizes and indices say nothing about rounding
-    scale = float(expected.abs().nan_to_num(posinf=0.0).max()) if expected.numel() else 0.0
-    # half of the digits: rounding stays far below, a wrong channel far above
-    rounding = torch.finfo(expected.dtype).eps ** 0.5 * max(1.0, scale)
-    is_close = expected.shape == actual.shape and torch.allclose(
-        expected, actual, rtol=0.0, atol=rounding, equal_nan=True
-    )
-    return bool(is_close)

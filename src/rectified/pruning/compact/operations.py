@@ -18,6 +18,7 @@ from torch.fx.node import Node
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
+TRANSFORMERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _MODULES = """
@@ -31,7 +32,7 @@ _FUNCTIONS = """
 _METHODS = "sigmoid_ tanh_ clamp_ add_ sub_ mul_ div_ clone contiguous detach"
 _OPERATORS = (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg)
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-_ELEMENTWISE = {
+ELEMENTWISE = {
     *(getattr(nn, name) for name in _MODULES.split()),
     *(getattr(torch, name) for name in _FUNCTIONS.split() if hasattr(torch, name)),
     *(getattr(F, name) for name in _FUNCTIONS.split() if hasattr(F, name)),
@@ -70,17 +71,6 @@ def asks_shape(node: Node) -> bool:
     return node.target is getattr and node.args[1] in _SHAPE_QUERIES
 
 
-def is_in_place(node: Node, module: nn.Module | None) -> bool:
-    """Whether a node writes into its first input; `module` is what it calls, if it calls one."""
-    return bool(
-        node.target in _IN_PLACE_OPERATORS
-        or node.kwargs.get("inplace", False)
-        or getattr(module, "inplace", False)
-        or (node.op == "call_method" and str(node.target).endswith("_"))
-        or node.target in (torch.relu_, F.relu_)
-    )
-
-
 def keeps_channels_apart(node: Node, kind: Any, axis: int, dimensions: int) -> bool:
     """Whether every output channel depends on that channel of the inputs and on no other.
 
@@ -90,7 +80,7 @@ def keeps_channels_apart(node: Node, kind: Any, axis: int, dimensions: int) -> b
         axis: the axis of its first input that holds the channels.
         dimensions: how many axes that input has.
     """
-    if kind in _ELEMENTWISE:
+    if kind in ELEMENTWISE:
         return kind is not F.dropout or not node.kwargs["training"]
     if kind in _REDUCTIONS:
         return min(_reduced_axes(node, dimensions)) > axis

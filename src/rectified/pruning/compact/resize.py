@@ -7,7 +7,6 @@ of the same architecture its sizes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.pruning.compact.operations import CONVOLUTIONS, NORMS
-from rectified.pruning.sites import bare
+from rectified.rewriting import plain_copy
 
 
 def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
@@ -36,7 +35,7 @@ def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
         >>> resize(nn.Linear(4, 3), narrow)
         Linear(in_features=3, out_features=2, bias=True)
     """
-    resized = copy.deepcopy(bare(model))
+    resized = plain_copy(model)
     for path, module in resized.named_modules():
         if type(module) in (nn.Linear, *CONVOLUTIONS, *NORMS):
             _resize_(module, f"{path}." if path else "", state_dict)

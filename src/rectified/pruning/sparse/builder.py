@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from rectified.errors import UserError
 from rectified.pruning.sparse import kernels
 from rectified.pruning.sparse.layout import CONFLICT, Value, Window
 from rectified.pruning.sparse.program import Program
@@ -132,9 +133,15 @@ class Builder:
         Returns:
             The output.
         """
-        height, width = window.output(value.height, value.width)
+        height, width = _output(window, value)
         nonzeros = int(np.count_nonzero(weight))
         outputs = weight.shape[0]
+        if weight.shape[1] * groups != value.channels:
+            raise UserError(
+                f"a layer of {weight.shape[1] * groups} inputs cannot read {value.channels}"
+            )
+        if initial is not None:
+            _check_same((outputs, height, width), initial.shape)
         taps = self._taps(value, window, nonzeros)
         added = -1 if initial is None else self._inside(initial).origin
         target = self._allocate(outputs, height, width, self._halo_of(value))
@@ -170,7 +177,7 @@ class Builder:
 
     def pool(self, value: Value, window: Window, *, mean: bool) -> Value:
         """The maximum or the mean of every window, without padding or dilation."""
-        height, width = window.output(value.height, value.width)
+        height, width = _output(window, value)
         target = self._allocate(value.channels, height, width, self._halo_of(value))
         self._operations.append(
             _between(value, target)
@@ -187,6 +194,8 @@ class Builder:
 
     def add(self, first: Value, second: Value | None = None, *, floor: float = NO_FLOOR) -> Value:
         """max(floor, first + second), pixel by pixel."""
+        if second is not None:
+            _check_same(first.shape, second.shape)
         initial = -1 if second is None else self._inside(second).origin
         target = self._allocate(*first.shape, self._halo_of(first))
         changes = {"initial": initial, "floor": floor}
@@ -216,6 +225,8 @@ class Builder:
         """The channels of all values, between `before` and `after` channels of zeros."""
         channels = before + sum(value.channels for value in values) + after
         first = values[0]
+        for value in values:
+            _check_same(first.shape[1:], value.shape[1:])
         fresh = self._reserve(channels, first.height, first.width, self._halo_of(first))
         position = fresh.origin + before * fresh.plane
         for value in values:
@@ -500,6 +511,22 @@ def _channels_at_once(channels: int, floats: int, nonzeros: float, vectors: int)
     worthwhile = max(NEAR // floats, round(wanted / max(nonzeros, 1e-3)))
     passes = -(-channels // max(1, min(worthwhile, FAR // floats)))
     return -(-channels // passes)
+
+
+def _output(window: Window, value: Value) -> tuple[int, int]:
+    height, width = window.output(value.height, value.width)
+    if min(height, width) < 1:
+        raise UserError(
+            f"a window of {window.kernel} does not fit an image of {value.height} x {value.width}"
+        )
+    return height, width
+
+
+def _check_same(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    if first != second:
+        raise UserError(
+            f"sizes that were equal on the example must be equal, got {first} and {second}"
+        )
 
 
 def _between(source: Value, target: Value) -> Row:

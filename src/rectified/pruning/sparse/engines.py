@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rectified.rewriting import is_hooked
+
 
 def has_kernels() -> bool:
     """Whether numba is installed, which the compiled kernels need."""
@@ -31,7 +33,10 @@ class ChannelsLast(nn.Module):
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.inner = inner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for parameter in inner.parameters():
+            if parameter.ndim == 4:  # `Module.to` would refuse 3d convolutions
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.inner = inner
 
     def forward(self, *inputs: Tensor) -> Tensor:
         images = (
@@ -97,6 +102,8 @@ def reason_for_dense(layer: nn.Module) -> str:
         >>> reason_for_dense(nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"))
         "padding_mode 'reflect' is not zeros"
     """
+    if is_hooked(layer):
+        return "its forward has hooks"
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
         return f"padding_mode {layer.padding_mode!r} is not zeros"
     if not has_kernels():
@@ -122,6 +129,8 @@ def engines(layer: nn.Module, threads: int) -> dict[str, Callable[[], nn.Module]
     from copy import deepcopy
 
     ways: dict[str, Callable[[], nn.Module]] = {"dense": lambda: deepcopy(layer)}
+    if is_hooked(layer):
+        return ways  # a copy keeps its hooks, no other engine would
     if type(layer) is nn.Conv2d:
         ways["channels_last"] = lambda: ChannelsLast(deepcopy(layer))
     if type(layer) is nn.Linear:

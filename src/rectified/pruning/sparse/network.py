@@ -7,7 +7,6 @@ it. `segmented` cuts a traced network into such segments and what has to stay in
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from rectified.pruning.sparse.kernels import LANES, VECTORS
 from rectified.pruning.sparse.program import Program
 from rectified.pruning.sparse.steps import Flatten, Mix, Pool, Step, Sum, parse, parse_layer
 from rectified.pruning.tracing import shape_of
+from rectified.rewriting import overwritten
 
 SIDE_BY_SIDE = 64  # samples: more would not fit a level-1 cache with enough features for a pass
 
@@ -46,13 +46,24 @@ class Segment(nn.Module):
         lines: what is done, in order.
         outputs: names of the results; one is returned as a tensor, several as a tuple.
         threads: how many threads a call may use.
+        ranks: how many axes each argument has, batch included.
+
+    Raises:
+        UserError: when called on other numbers of axes, channels or features, or on other types:
+            the kernels would read beyond them.
     """
 
     def __init__(
-        self, inputs: Sequence[str], lines: Sequence[Line], outputs: Sequence[str], threads: int
+        self,
+        inputs: Sequence[str],
+        lines: Sequence[Line],
+        outputs: Sequence[str],
+        threads: int,
+        ranks: Sequence[int],
     ) -> None:
         super().__init__()
         self._inputs, self._outputs, self._threads = list(inputs), list(outputs), threads
+        self._ranks = list(ranks)
         self._lines = merged(lines, outputs)
         self._programs: dict[Any, Program] = {}  # by the shapes of all inputs, batch included
         self._written: dict[Any, Program] = {}
@@ -81,6 +92,13 @@ class Segment(nn.Module):
 
     def _program(self, shapes: Sequence[tuple[int, ...]]) -> Program:
         """The program for these inputs; batches that lie side by side alike have one."""
+        if [len(shape) for shape in shapes] != self._ranks:
+            raise UserError(
+                f"a sparse network takes inputs of as many axes as its example had, {self._ranks}, "
+                f"got {[len(shape) for shape in shapes]}"
+            )
+        if len({shape[0] for shape in shapes}) != 1:
+            raise UserError(f"inputs must be of one batch, got shapes {shapes}")
         lanes = _lanes(shapes[0][0]) if all(len(shape) == 2 for shape in shapes) else 1
         inner = (lanes, *(shape[1:] for shape in shapes))
         if inner not in self._written:
@@ -174,7 +192,9 @@ def layer_segment(layer: nn.Module, threads: int) -> Segment | None:
         threads: how many threads a call may use.
     """
     step = parse_layer(layer)
-    return None if step is None else Segment(["x"], [Line("y", step, ("x",))], ["y"], threads)
+    rank = 2 if isinstance(layer, nn.Linear) else 4
+    lines = [] if step is None else [Line("y", step, ("x",))]
+    return Segment(["x"], lines, ["y"], threads, [rank]) if lines else None
 
 
 def segmented(traced: fx.GraphModule, dense: set[str], threads: int) -> nn.Module:
@@ -216,12 +236,14 @@ def _unwrapped(split: fx.GraphModule) -> nn.Module:
 def _parts(traced: fx.GraphModule, dense: set[str]) -> dict[Node, tuple[int, bool]]:
     """Number the stretches of nodes in running order: in a program or not, images or vectors."""
     modules = dict(traced.named_modules())
+    # in a program a view is a copy, which would not see what is written into it
+    shared = {one for node in traced.graph.nodes for one in overwritten(node, modules)}
     parts: dict[Node, tuple[int, bool]] = {}
     number, previous = 0, None
     for node in traced.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
-        known = str(node.target) not in dense and _known(node, modules)
+        known = node not in shared and str(node.target) not in dense and _known(node, modules)
         kind = (known, known and _is_of_vectors(node))
         number += kind != previous and previous is not None
         previous = kind
@@ -235,21 +257,13 @@ def _known(node: Node, modules: Mapping[str, nn.Module]) -> bool:
         getattr(one.meta.get("tensor_meta"), "dtype", None) == torch.float32 for one in tensors
     )
     ranks = {len(shape_of(one)) for one in tensors}
-    plain = floats and ranks <= {2, 4} and not _overwrites(node, modules)
+    plain = floats and ranks <= {2, 4} and not overwritten(node, modules)
     step = parse(node, modules) if plain else None
     if isinstance(step, Mix):
         layer = modules.get(str(node.target))
         flat = isinstance(layer, nn.Linear | nn.BatchNorm1d)
         return ranks == ({2} if flat else {4})
     return step is not None
-
-
-def _overwrites(node: Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a node changes a tensor that others read too."""
-    layer = modules.get(str(node.target)) if node.op == "call_module" else None
-    named = node.op == "call_method" and str(node.target).endswith("_")
-    changes = named or node.target is operator.iadd or getattr(layer, "inplace", False)
-    return bool(changes) and any(len(one.users) > 1 for one in node.all_input_nodes[:1])
 
 
 def _is_of_vectors(node: Node) -> bool:
@@ -267,17 +281,18 @@ def graph_segment(part: nn.Module, threads: int) -> Segment:
     """
     assert isinstance(part, fx.GraphModule)
     modules = dict(part.named_modules())
-    inputs, lines, outputs = [], [], []
+    inputs, ranks, lines, outputs = [], [], [], []
     for node in part.graph.nodes:
         if node.op == "placeholder":
             inputs.append(node.name)
+            ranks.append(len(shape_of(node)))
         elif node.op == "output":
             outputs = [one.name for one in node.all_input_nodes]
         else:
             step = parse(node, modules)
             assert step is not None
             lines.append(Line(node.name, step, _reads(node)))
-    return Segment(inputs, lines, outputs, threads)
+    return Segment(inputs, lines, outputs, threads, ranks)
 
 
 def _reads(node: Node) -> tuple[str, ...]:

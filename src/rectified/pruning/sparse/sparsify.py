@@ -18,9 +18,11 @@ chosen, and from which times, stands in `layers` and `milliseconds`, and in `tab
     fast = sparsify(model, example)      # a module, for inference
     print(fast.table())
 
-The choice is made for the example's shape and batch; other shapes and batches give right outputs
-too. The result takes float32 on the CPU, has no gradient, and is safe with threads, forks and
-`copy.deepcopy`. To store a network, use `save_sparse` on the original.
+The choice is made for the example's shape and batch; other batches and sizes of images give right
+outputs too, and what has other numbers of axes or channels is refused. Each way must give the dense
+network's outputs on the example, or it is not taken and a note says why. The result takes float32
+on the CPU, has no gradient, and is safe with threads, forks, pickles and `copy.deepcopy`. To store
+a network, use `save_sparse` on the original.
 
 References:
     E. Elsen, M. Dukhan, T. Gale, K. Simonyan, "Fast Sparse ConvNets", 2019, arXiv:1911.09723:
@@ -45,6 +47,7 @@ from rectified.errors import UserError, choose
 from rectified.pruning.batch_norm import fold_norms_
 from rectified.pruning.sparse.engines import ChannelsLast, engines, has_kernels, reason_for_dense
 from rectified.pruning.tracing import trace_graph
+from rectified.rewriting import agree, call_layers_, plain_copy
 
 SPARSE_ENGINES = ("kernel", "csr")
 NETWORKS = ("dense", "channels_last", "layers", "mixed", "fused", "fused_serial")
@@ -85,7 +88,7 @@ class SparseModel(nn.Module):
         chosen: one of `NETWORKS`.
         layers: what was chosen for each layer if it ran alone.
         milliseconds: median time of each way to run the network whole, on the example.
-        note: why the network could not be run as a program; empty if it could.
+        note: which ways could not be taken, and why; empty if all could.
     """
 
     def __init__(
@@ -100,6 +103,11 @@ class SparseModel(nn.Module):
         self.network = network
         self.chosen, self.note = chosen, note
         self.layers, self.milliseconds = tuple(layers), dict(milliseconds)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> SparseModel:
+        """Nothing: a network that is part of one in training still is for inference."""
+        return super().train(False)
 
     def forward(self, *inputs: Tensor) -> Any:
         network = self._modules["network"]  # plain attribute access searches three dictionaries
@@ -176,16 +184,20 @@ def sparsify(
         raise UserError(f"threads must be at least 1, got {threads}")
     forced = dict(engine or {})
     with torch.no_grad():
-        copied = deepcopy(model).eval()
+        copied = plain_copy(model).eval()
         # Tracing looks into the root, so a layer alone needs one around it.
-        dense, note = _prepared(nn.Sequential(copied) if _is_layer(model) else copied, inputs)
+        whole = nn.Sequential(copied) if _is_layer(copied) else copied
+        dense, notes = _prepared(whole, inputs)
         layers = _choices(dense, inputs, forced, threads)
-        ways = _networks(dense, inputs, layers, forced, threads)
+        ways = _networks(dense, layers, forced, threads)
+        ways = _working(ways, inputs, whole(*inputs), notes)
+        if not ways:
+            raise UserError("no engine is left: " + "; ".join(notes))
         if network is not None:
             ways = {network: ways[choose("network", network, tuple(ways))]}
         milliseconds = _measured({name: _call(way, inputs) for name, way in ways.items()}, threads)
     chosen = _fastest(milliseconds, tuple(set(NETWORKS) - {"dense", "channels_last"}))
-    return SparseModel(ways[chosen], chosen, layers, milliseconds, note).eval()
+    return SparseModel(ways[chosen], chosen, layers, milliseconds, "; ".join(notes))
 
 
 def _check(model: nn.Module) -> None:
@@ -201,14 +213,35 @@ def _check(model: nn.Module) -> None:
             )
 
 
-def _prepared(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, str]:
+def _prepared(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, list[str]]:
     """The network with its norms folded, or as it is and the reason."""
     try:
         traced = trace_graph(model, inputs)
     except UserError as error:
-        return model, str(error)
+        return model, [str(error)]
+    if not agree(model(*inputs), traced(*inputs)):
+        name = type(model).__name__
+        return model, [f"what torch.fx sees of {name} computes something else than {name}"]
     fold_norms_(traced)
-    return traced, ""
+    return traced, []
+
+
+def _working(
+    ways: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], expected: Any, notes: list[str]
+) -> dict[str, nn.Module]:
+    """The ways that run and compute what is expected; the others are noted."""
+    working = {}
+    for name, way in ways.items():
+        try:
+            is_right = agree(expected, way(*inputs))
+        except Exception as error:  # somebody's forward may ask a layer for what an engine lacks
+            notes.append(f"the way {name!r} does not run: {(str(error).splitlines() or [''])[0]}")
+            continue
+        if is_right or name == "dense":
+            working[name] = way
+        else:
+            notes.append(f"the way {name!r} has other outputs on the example")
+    return working
 
 
 def _choices(
@@ -270,7 +303,6 @@ def _choice(
 
 def _networks(
     dense: nn.Module,
-    inputs: tuple[Tensor, ...],
     layers: Sequence[LayerChoice],
     forced: Mapping[str, str],
     threads: int,
@@ -306,6 +338,8 @@ def _with_engines(network: nn.Module, layers: Sequence[LayerChoice], threads: in
         layer = network.get_submodule(choice.name)
         if choice.engine != "dense":
             copied.set_submodule(choice.name, engines(layer, threads)[choice.engine]())
+    if any(choice.engine != "dense" for choice in layers):
+        call_layers_(copied)
     return copied
 
 

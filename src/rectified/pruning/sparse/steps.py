@@ -23,6 +23,7 @@ from torch.fx.node import Node
 from rectified.pruning.sparse.builder import NO_FLOOR, Builder
 from rectified.pruning.sparse.layout import Value, Window
 from rectified.pruning.tracing import shape_of
+from rectified.rewriting import is_hooked
 
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
@@ -136,7 +137,8 @@ def parse(node: Node, modules: Mapping[str, nn.Module]) -> Step | None:
         modules: the network's modules by name.
     """
     if node.op == "call_module":
-        return parse_layer(modules[str(node.target)])
+        layer = modules[str(node.target)]
+        return None if is_hooked(layer) else parse_layer(layer)
     reader = _READERS.get(node.target) if node.op in ("call_function", "call_method") else None
     return reader(node) if reader else None
 
