@@ -21,6 +21,7 @@ from rectified.jobs.flow_study import FlowStudy, Key, Trained, build_network
 from rectified.jobs.options import seed_list
 from rectified.jobs.pictures import save_grid, save_points
 from rectified.runs import Run, read_results
+from rectified.untrusted import check_shapes
 
 WEIGHTS, DISTILLED, FIRST_WEIGHTS = (
     "model.safetensors",
@@ -313,7 +314,9 @@ def load_field(path: Path) -> tuple[Field, dict[str, str]]:
             about = dict(file.metadata() or {})
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shape = tuple(int(side) for side in about["shape"].split(","))
-        network = build_network(about["model"], shape, int(about["classes"]), seed=0)
+        classes = int(about["classes"])
+        check_shapes(lambda: build_network(about["model"], shape, classes, seed=0), state)
+        network = build_network(about["model"], shape, classes, seed=0)
         network.load_state_dict(state)
         path_, predicts = flow_settings.PATHS[about["path"]], flow.PREDICTIONS[about["predict"]]
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
