@@ -69,9 +69,7 @@ def test_the_straight_flow_and_its_reflow_are_the_controls(study):
 
 def test_a_rectification_and_its_control_have_the_same_budget():
     config = DiffusionConfig(updates=7, rectify_updates=5, pairs=90, pair_steps=3, ema=0.9)
-    one, other = (
-        resolve(made, shape=(1, 8, 8)) for made in (as_flow(config), straight(config))
-    )
+    one, other = (resolve(made, shape=(1, 8, 8)) for made in (as_flow(config), straight(config)))
     for name in ("pairs", "pair_steps", "batch_size", "model", "samples", "rounds", "steps"):
         assert getattr(one, name) == getattr(other, name)
     for is_first in (True, False):
