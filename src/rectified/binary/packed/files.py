@@ -4,9 +4,8 @@ It holds the signs of 1-bit layers as bits, one for each weight and not one more
 scales, the parameters of what stays in floating point, and in its header the graph: which modules,
 functions and methods are called on what, as JSON. Only those named below are read back. `torch.fx`
 writes the graph as Python code and runs that, so every word that comes to stand in the code must be
-a plain name: loading a file executes nothing that is in it. Nor does it take more memory than the
-file's tensors need: the network is first made without weights, and compared with them. `name:bits`
-are the signs of the tensor `name`.
+a plain name: loading a file executes nothing that is in it. `name:bits` are the signs of the tensor
+`name`.
 """
 
 from __future__ import annotations
@@ -220,11 +219,7 @@ def load_packed(path: str | Path) -> PackedModel:
         )
     try:
         program, about = json.loads(metadata["program"]), json.loads(metadata["about"])
-        with torch.device("meta"):
-            shapes = _built(program)
-        _fill(shapes, tensors)
-        network = _built(program)
-        _fill(network, tensors)
+        network = _built(program, tensors)
         layers = [PackedLayer(**layer) for layer in about["layers"]]
         return PackedModel(network, layers, about["notes"])
     except (
@@ -369,16 +364,17 @@ def _check_geometry(
         raise ValueError(f"no kernel {kernel} has stride {stride} and padding {padding}")
 
 
-def _built(program: Mapping[str, Any]) -> nn.Module:
-    """The network, with any weights; on the meta device where that is the default."""
-    with torch.random.fork_rng([]):  # initial weights, which are replaced
+def _built(program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    with torch.device("meta"):  # whatever sizes a file claims, no memory is taken for them
         if "module" in program:
-            return _made(program["module"])
+            alone = _made(program["module"])
+            _fill(alone, tensors)
+            return alone
         parts: dict[str, Any] = {
             _place(name): _made(about) for name, about in program["modules"].items()
         }
     for name, shape in program["tensors"].items():
-        parts[_place(name)] = torch.zeros(shape)
+        parts[_place(name)] = torch.empty(shape, device="meta")
     graph = fx.Graph()
     made: dict[str, Node] = {}
     for name, op, target, arguments, named in program["nodes"]:
@@ -398,11 +394,13 @@ def _built(program: Mapping[str, Any]) -> nn.Module:
             op, called, args, {_word(key): value for key, value in kwargs.items()}, _word(name)
         )
     graph.lint()
-    return fx.GraphModule(parts, graph)
+    network = fx.GraphModule(parts, graph)
+    _fill(network, tensors)
+    return network
 
 
 def _word(text: Any) -> str:
-    """A name that may stand in the graph's code."""
+    """A name that may stand in the graph's code, which torch.fx writes and runs."""
     if not (isinstance(text, str) and text.isascii() and text.isidentifier()) or iskeyword(text):
         raise ValueError(f"{str(text)[:80]!r} is no name")
     return text
