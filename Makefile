@@ -16,6 +16,7 @@ help:
 	@echo "make bench   the speed benchmarks (minutes; results in benchmarks/results)"
 	@echo "make torture kill runs, fill disks, damage files (minutes; KILLS=20 INPUTS=100000: hours)"
 	@echo "make dist    wheel and sdist, installed and run in a clean environment"
+	@echo "make docs    the site: docs/_build/html/index.html"
 	@echo "make clean   remove what was built"
 
 venv: $(STAMP)
@@ -55,5 +56,18 @@ PYTHONS ?= python3.11 python3.12 python3.13
 dist: venv
 	$(BIN)/python -m tests.torture.distribution $(PYTHONS)
 
+# its packages are installed when it is first asked for: `make test` needs none of them
+DOCS := $(VENV)/.docs
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# a link that leads nowhere is an error
+docs: $(DOCS)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs: docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build crashes
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

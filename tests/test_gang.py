@@ -87,6 +87,32 @@ def test_workers_sleep_and_are_woken() -> None:
     own.dismiss()
 
 
+@pytest.mark.skipif(gang._core_here is None, reason="the system does not place threads")
+def test_a_worker_is_not_woken_where_its_waker_runs() -> None:
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core")
+    bell = threading.Event()
+    worker = threading.Thread(target=bell.wait)
+    worker.start()
+    assert worker.native_id is not None
+    try:
+        os.sched_setaffinity(0, {min(cores)})  # so that it cannot change meanwhile
+        os.sched_setaffinity(worker.native_id, cores)
+        gang._keep_off_this_core(worker.native_id)
+        assert os.sched_getaffinity(worker.native_id) == cores  # no other core: left as it is
+        os.sched_setaffinity(0, cores)
+        gang._keep_off_this_core(worker.native_id)
+        left = os.sched_getaffinity(worker.native_id)
+        assert left < cores
+        assert len(left) == len(cores) - 1
+    finally:
+        os.sched_setaffinity(0, cores)
+        bell.set()
+        worker.join()
+    gang._keep_off_this_core(2**22)  # no such thread
+
+
 def test_concurrent_callers_all_get_their_work_done() -> None:
     own, wrong = Gang(3), []
 

@@ -32,10 +32,13 @@ children, and `workqueue` aborts on two Python threads.
 """
 
 import atexit
+import ctypes
 import os
 import platform
 import time
-from threading import Lock, Thread
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock, Thread, get_native_id
 from typing import Any, no_type_check
 
 import numpy as np
@@ -275,7 +278,7 @@ class Gang:
         self._board = address(self._memory)
         self._lock = Lock()
         self._workers: list[Thread] = []
-        self._asleep: list[Lock] = []
+        self._asleep: list[tuple[Lock, int]] = []
         self._looks = 0
 
     def run(self, job: Any, words: NDArray[np.int64], parts: int, threads: int) -> None:
@@ -310,9 +313,11 @@ class Gang:
     def _wake(self) -> None:
         while self._asleep:
             try:
-                self._asleep.pop().release()
+                bell, worker = self._asleep.pop()
             except IndexError:  # another caller was faster
                 return
+            _keep_off_this_core(worker)
+            bell.release()
 
     def _recruit(self, count: int) -> None:
         with self._lock:
@@ -329,8 +334,32 @@ class Gang:
         bell.acquire()
         while not self._memory[_LEAVE]:
             _serve(self._board, rank, self._looks)
-            self._asleep.append(bell)
+            self._asleep.append((bell, get_native_id()))
             bell.acquire()
+
+
+def _keep_off_this_core(thread: int) -> None:
+    """Bar a sleeping thread from the core that the caller is on.
+
+    The system likes to wake a thread where its waker runs. There it would have to wait for the
+    caller, who waits for it: for milliseconds, while another core has nothing to do.
+    """
+    if _core_here is None:
+        return
+    others = os.sched_getaffinity(0) - {_core_here()}
+    if others:
+        with suppress(OSError):  # the thread has ended
+            os.sched_setaffinity(thread, others)
+
+
+def _find_core_here() -> Callable[[], int] | None:
+    """What tells the core that the caller is on; None where nothing does, or cores are not ours."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    return getattr(ctypes.CDLL(None), "sched_getcpu", None)
+
+
+_core_here = _find_core_here()
 
 
 def _looks_in(seconds: float) -> int:

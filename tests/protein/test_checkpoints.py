@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,23 @@ def test_a_damaged_checkpoint_is_one_line_that_names_it(small_model, tmp_path, c
     with pytest.raises(UserError, match=r"qflow\.ckpt") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value).strip()
+
+
+def test_a_tensor_that_repeats_its_data_without_end_is_refused(small_model, tmp_path):
+    large = torch.zeros(1).expand(10**6, 10**6)  # four terabytes once it is copied
+    folder = lightning(small_model, tmp_path / "c", large=large)
+    with pytest.raises(UserError, match="reaches beyond its data"):
+        load_checkpoint(folder)
+
+
+def test_sizes_that_no_weights_have_take_no_memory(small_model, tmp_path):
+    from safetensors.torch import save_file
+
+    sizes = {**asdict(SMALL), "node": 10**7}
+    path = tmp_path / "model.safetensors"
+    save_file(dict(small_model.state_dict()), path, {"sizes": json.dumps(sizes)})
+    with pytest.raises(UserError, match=r"must be \[.*10000000"):
+        load_checkpoint(path)
 
 
 def test_a_tensor_that_reaches_beyond_its_data_is_refused(small_model, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from rectified import untrusted
 from rectified.errors import UserError
 from rectified.protein.chain_sets import load_chains, load_set, save_set, select
 from rectified.protein.geometry import measure
@@ -215,6 +216,16 @@ def test_a_truncated_gzip_is_refused(tmp_path):
     (tmp_path / "a.pdb.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"a\.pdb\.gz"):
         read_structure(tmp_path / "a.pdb.gz", RULES)
+
+
+def test_files_that_grow_when_they_are_read_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(untrusted, "FREE_BYTES", 10_000)
+    (tmp_path / "a.pdb.gz").write_bytes(gzip.compress(b" " * 10**6))
+    with pytest.raises(UserError, match=r"a\.pdb\.gz cannot be read.*holds more than"):
+        read_structure(tmp_path / "a.pdb.gz")
+    np.savez_compressed(tmp_path / "a.npz", coords=np.zeros((10**5, 4, 3)))
+    with pytest.raises(UserError, match=r"a\.npz cannot be read.*larger than the file"):
+        load_chains(tmp_path / "a.npz")
 
 
 def test_a_folder_goes_on_counts_and_lists_what_is_bad(tmp_path):

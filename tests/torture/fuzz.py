@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from rectified.errors import UserError
-from tests.torture.readers import READERS, Reader
+from tests.torture.material import lacking
+from tests.torture.reader import Reader
+from tests.torture.readers import READERS
 
 NASTY = [
     b"\x00", b"\xff" * 8, b"[" * 3000, b"{\"a\":" * 3000, b"9" * 5000, b"-1", b"1e999", b"NaN",
@@ -97,6 +99,7 @@ def attempt(reader: Reader, content: bytes, folder: Path) -> str:
 def fuzz(name: str, inputs: int, seed: int, *, keep: Path | None = None) -> dict[str, Any]:
     """Try so many inputs on a reader; counts of what came of them."""
     reader, chance = READERS[name], random.Random(f"{name} {seed}")
+    inputs = -(-inputs // reader.every)
     counts: Counter[str] = Counter()
     slowest, started = 0.0, time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
@@ -179,6 +182,9 @@ def main() -> int:
         with_atheris(names[0], options.inputs, options.seed)
     found = []
     for name in names:
+        if missing := lacking(*READERS[name].needs):
+            print(f"{name}: skipped, it needs {', '.join(missing)}")
+            continue
         one = fuzz(name, options.inputs, options.seed, keep=Path("crashes"))
         found.append(one)
         print(json.dumps(one), flush=True)

@@ -5,39 +5,61 @@
 
 Each verb is a small command. It runs once undisturbed; then it is killed (SIGKILL) at random
 moments and resumed until it ends, its folder moved now and then; what it found must be equal, to
-the last digit. Runs are forked from one process that has everything imported, so that the moments
-fall into the work.
+the last digit, and so must the weights that it wrote. Runs are forked from one process that has
+everything imported, so that the moments fall into the work.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
 import random
-import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rectified import cli, training
 from rectified.runs import read_results
+from tests.torture import material
 
 VERBS = {  # a verb joins by a row: something of a few seconds
     "prune": "prune --limit 200 --epochs 3 --cycles 2 --seeds 2 --ap off,pro --score movement,lamp "
     "--rewind epoch:1",
     "cnn": "prune --model cnn --together 1 --limit 200 --epochs 3 --cycles 1 --seeds 1 --ap lite",
     "demo": "demo --limit 200 --epochs 2 --cycles 2 --seeds 2",
+    "binarize": "binarize --model mlp --limit 200 --epochs 3 --seeds 2 --estimator ste,reste "
+    "--pack",
+    "flow": "flow --data moons --source gaussians8 --recipe 2rf,2rf++ --rounds 3 --distil "
+    "--updates 60 --reflow-updates 60 --pairs 400 --pair-steps 4 --samples 50 --seed 0 --steps 1,2",
+    "images": "flow --data digits --limit 100 --recipe 2rf++ --inverted 0.2 --updates 8 "
+    "--reflow-updates 8 --pairs 60 --pair-steps 2 --samples 20 --batch-size 16 --seed 0 "
+    "--steps 1,2",
+    "diffusion": "diffusion --data moons --phases 2 --updates 60 --rectify-updates 60 --pairs 400 "
+    "--pair-steps 4 --samples 50 --seed 0 --steps 1,2",
+    "pipeline": "diffusion --pipeline {pipeline} --pairs 130 --pair-steps 2 --rectify-updates 30 "
+    "--batch-size 8 --samples 4 --seeds 2 --steps 1,2",
+    "protein": "protein --data {chains} --lengths 12 --steps 4,3 --samples 3 --crop 12 "
+    "--shortest 12 --epochs 3 --batch-size 2 --pairs 4 --pair-steps 3 --reflow-epochs 2 --seeds 2",
     "scatter": "scatter --networks ridgelet_modulus --grid 32 --steps 3 --limit 60 "
     "--orientations 2 --seeds 2",
     "sweep": 'sweep prune --grid "seed=0..3" --limit 200 --epochs 2 --cycles 1 --workers 2',
+}
+NEEDS = {  # what an extra installs
+    "binarize": ("numba",),
+    "pipeline": ("diffusers", "transformers"),
+    "protein": ("gemmi", "biotite"),
 }
 FORK = multiprocessing.get_context("fork")
 LIVES = 200  # of one run, at most
@@ -49,6 +71,8 @@ def child(arguments: list[str], folder: Path, jump: int | None, saves: float) ->
         os.dup2(os.open(folder / f"child.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     training._SAVE_EVERY_SECONDS = saves
+    if arguments[0] == "protein":
+        material.small_proteins()
     if jump is not None:
         unsteady_clock(jump)
     code = cli.main(arguments)
@@ -67,7 +91,8 @@ def start(
     words: str, folder: Path, *, jump: int | None = None, saves: float = -1.0
 ) -> multiprocessing.process.BaseProcess:
     """Begin a command; `saves` is how often an unfinished training is kept, in seconds."""
-    arguments = shlex.split(words)
+    arguments = material.split(words)
+    import_module(f"rectified.jobs.{'prune' if arguments[0] == 'demo' else arguments[0]}")
     process = FORK.Process(target=child, args=(arguments, folder, jump, saves))
     process.start()
     return process
@@ -79,39 +104,92 @@ def ended(process: multiprocessing.process.BaseProcess, seconds: float = 300.0) 
     return process.exitcode
 
 
+@dataclass(frozen=True)
+class Calm:
+    """A run that nothing happened to.
+
+    Attributes:
+        found: its numbers.
+        seconds: that it took.
+        kilobytes: of its folder.
+    """
+
+    found: dict[str, Any]
+    seconds: float
+    kilobytes: int
+
+
 def numbers(path: Path) -> dict[str, Any]:
-    """All that a run found, but how long it took, and where it lay."""
-    found = read_results(path)
+    """All that a run found, but how long it took and where it lay; and its tensors."""
 
-    def timeless(row: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in row.items() if not key.startswith("seconds")}
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: timeless(entry) for key, entry in value.items() if not _of_time(key)}
+        return [timeless(entry) for entry in value] if isinstance(value, list) else value
 
-    return {key: [timeless(row) for row in found[key]] for key in ("rows", "summary")}
+    found = {key: v for key, v in read_results(path).items() if key != "environment"}
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in (".safetensors", ".pdb")]
+    return {**timeless(found), "files": {str(f.relative_to(path)): _digest(f) for f in files}}
 
 
-def undisturbed(verb: str, folder: Path) -> tuple[dict[str, Any], float]:
-    """What a run finds if nothing happens, and the seconds that takes."""
-    started = time.monotonic()
-    code = ended(start(f"{VERBS[verb]} --quiet --out {folder / 'calm'}", folder))
-    if code != 0:
-        raise RuntimeError(f"{verb} ended with {code}: {(folder / 'child.2').read_text()}")
-    return numbers(folder / "calm"), time.monotonic() - started
+def apart(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    """Places at which two runs' numbers differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*found, *(key for key in wanted if key not in found)]:
+            yield from apart(found.get(key), wanted.get(key), f"{where}/{key}")
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        for number, pair in enumerate(zip(found, wanted, strict=True)):
+            yield from apart(*pair, f"{where}/{number}")
+    elif found != wanted:
+        yield f"{where}: {str(found)[:60]} for {str(wanted)[:60]}"
+
+
+def _of_time(key: str) -> bool:
+    return key.startswith(("seconds", "milliseconds"))
+
+
+def _digest(file: Path) -> str:
+    """Of what it holds: safetensors writes its header in an order that changes."""
+    content = file.read_bytes()
+    if file.suffix == ".safetensors":
+        length = int.from_bytes(content[:8], "little")
+        header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True)
+        content = header.encode() + content[8 + length :]
+    return hashlib.sha256(content).hexdigest()
+
+
+def undisturbed(verb: str) -> Calm:
+    """What a run finds if nothing happens."""
+    return _undisturbed(VERBS[verb])
+
+
+@cache
+def _undisturbed(words: str) -> Calm:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        path = folder / "calm"
+        started = time.monotonic()
+        code = ended(start(f"{words} --quiet --out {path}", folder))
+        if code != 0:
+            raise RuntimeError(f"{words} ended with {code}: {(folder / 'child.2').read_text()}")
+        seconds = time.monotonic() - started
+        size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) // 1024
+        return Calm(numbers(path), seconds, size)
 
 
 def killed(verb: str, kills: int, seed: int) -> dict[str, Any]:
     """So many kills, over as many runs as that takes; the numbers of each are compared."""
-    chance = random.Random(f"{verb} {seed}")
+    chance, calm = random.Random(f"{verb} {seed}"), undisturbed(verb)
     found = {"verb": verb, "seed": seed, "kills": 0, "runs": 0, "moves": 0, "differences": 0}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        wanted, seconds = undisturbed(verb, folder)
         name = VERBS[verb].split()[0]
         while found["kills"] < kills:
             path = folder / f"run{found['runs']}"
             words = f"{VERBS[verb]} --quiet --out {path}"
             for _ in range(LIVES):
                 process = start(words, folder, saves=chance.choice([-1.0, 20.0]))
-                left = chance.uniform(0.0, seconds) if found["kills"] < kills else 300.0
+                left = chance.uniform(0.0, calm.seconds) if found["kills"] < kills else 300.0
                 if ended(process, left) is not None:
                     break
                 os.kill(process.pid or 0, signal.SIGKILL)
@@ -127,15 +205,15 @@ def killed(verb: str, kills: int, seed: int) -> dict[str, Any]:
             found["runs"] += 1
             if not (path / "results.json").exists():
                 raise RuntimeError(f"{verb} did not end: {(folder / 'child.2').read_text()}")
-            found["differences"] += numbers(path) != wanted
+            found["differences"] += numbers(path) != calm.found
     return found
 
 
 def jumping_clock(verb: str, seed: int) -> dict[str, Any]:
     """A run whose time of day leaps about."""
+    wanted = undisturbed(verb).found
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        wanted, _ = undisturbed(verb, folder)
         code = ended(start(f"{VERBS[verb]} --quiet --out {folder / 'run'}", folder, jump=seed))
         equal = code == 0 and numbers(folder / "run") == wanted
     return {"verb": verb, "exit_code": code, "differences": int(not equal)}
@@ -143,9 +221,9 @@ def jumping_clock(verb: str, seed: int) -> dict[str, Any]:
 
 def two_at_once(verb: str) -> dict[str, Any]:
     """A second run in the folder of one that is under way, and what becomes of the first."""
+    wanted = undisturbed(verb).found
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        wanted, _ = undisturbed(verb, folder)
         path, other = folder / "run", folder / "other"
         other.mkdir()
         first = start(f"{VERBS[verb]} --quiet --out {path}", folder)
@@ -187,14 +265,13 @@ def full_disk(verb: str, tries: int, seed: int) -> dict[str, Any]:
     """Disks that fill up at some point; then there is more room, and the run goes on."""
     chance = random.Random(f"{verb} {seed}")
     found: dict[str, Any] = {"verb": verb, "tries": tries, "full": 0, "untold": 0, "differences": 0}
+    calm = undisturbed(verb)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        wanted, _ = undisturbed(verb, folder)
-        needed = sum(f.stat().st_size for f in (folder / "calm").rglob("*") if f.is_file()) // 1024
         for number in range(tries):
             room = folder / f"try{number}"
             room.mkdir()
-            with small_disk(room, chance.randint(8, max(16, needed))) as disk:
+            with small_disk(room, chance.randint(8, max(16, calm.kilobytes))) as disk:
                 code = ended(start(f"{VERBS[verb]} --quiet --out {disk / 'run'}", folder))
                 said = (folder / "child.2").read_text()
                 if code:
@@ -207,7 +284,7 @@ def full_disk(verb: str, tries: int, seed: int) -> dict[str, Any]:
                     name = VERBS[verb].split()[0]
                     again = f"{name} --resume {disk / 'run'} --quiet" if begun else again
                     code = ended(start(again, folder))
-                same = code == 0 and numbers(disk / "run") == wanted
+                same = code == 0 and numbers(disk / "run") == calm.found
                 found["differences"] += not same
     return found
 
@@ -227,6 +304,9 @@ def main() -> int:
         print(kind, json.dumps(found), flush=True)
 
     for verb in options.verb or list(VERBS):
+        if lacking := material.lacking(*NEEDS.get(verb, ())):
+            print(f"{verb}: skipped, it needs {', '.join(lacking)}")
+            continue
         told("killed", killed(verb, options.kills, options.seed))
         told("clock", jumping_clock(verb, options.seed))
         told("two at once", two_at_once(verb))

@@ -1,16 +1,14 @@
 """Every reader of files that may come from anybody, as a table: what it reads, and valid inputs.
 
-A reader of another verb joins by a row.
+Those that one verb alone has stand in `readers_of_verbs`. A reader joins by a row.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,38 +24,12 @@ from rectified.jobs.sweep_grid import points
 from rectified.models import mlp
 from rectified.pruning import load_sparse, save_sparse
 from rectified.runs import load_tree, read_config, read_results, save_tree, write_config
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One reader.
-
-    Attributes:
-        name: of the file in a folder of its own.
-        valid: makes inputs that it reads.
-        read: reads the file at a path; may raise `UserError` and nothing else.
-        text: whether an input is text, whose mutations should be, too.
-    """
-
-    name: str
-    valid: Callable[[Path], list[bytes]]
-    read: Callable[[Path], Any]
-    text: bool = False
-
-
-def _written(write: Callable[[Path], Any]) -> Callable[[Path], bytes]:
-    def make(folder: Path) -> bytes:
-        path = folder / "made"
-        write(path)
-        return path.read_bytes()
-
-    return make
+from tests.torture.reader import Reader, written
+from tests.torture.readers_of_verbs import VERB_READERS
 
 
 def _configs(folder: Path) -> list[bytes]:
-    from dataclasses import asdict
-
-    whole = _written(lambda path: write_config(path, "prune", asdict(PruneConfig())))(folder)
+    whole = written(lambda path: write_config(path, "prune", asdict(PruneConfig())))(folder)
     return [whole, b"verb: prune\nscore: [lamp]\nrate: 0.5\nseed: 3\nmodel: a:b\n"]
 
 
@@ -85,7 +57,7 @@ def _read_results(path: Path) -> None:
 
 def _trees(folder: Path) -> list[bytes]:
     tree = {"rows": [{"a": 1.5, "b": None}], "state": {"w": torch.arange(6.0).view(2, 3)}, 3: "x"}
-    return [_written(lambda path, one=one: save_tree(path, one))(folder) for one in (tree, [1, {}])]
+    return [written(lambda path, one=one: save_tree(path, one))(folder) for one in (tree, [1, {}])]
 
 
 def _skeletons(_: Path) -> list[bytes]:
@@ -110,7 +82,7 @@ def _sparse(folder: Path) -> list[bytes]:
         {"w": weights * (torch.rand(40, 30, generator=generator) < d), "n": torch.arange(3)}
         for d in (0.01, 0.3, 1.0)
     ]
-    return [_written(lambda path, one=one: save_sparse(one, path))(folder) for one in states]
+    return [written(lambda path, one=one: save_sparse(one, path))(folder) for one in states]
 
 
 def _weights(folder: Path) -> list[bytes]:
@@ -183,7 +155,7 @@ def _parquets(folder: Path) -> list[bytes]:
         lambda path: pq.write_table(plain, path),
         lambda path: pq.write_table(named, path, compression="gzip", row_group_size=3),
     ]
-    return [_written(one)(folder) for one in write]
+    return [written(one)(folder) for one in write]
 
 
 def _read_grid(path: Path) -> None:
@@ -205,4 +177,5 @@ READERS = {
     "grid": Reader(
         "grid.txt", lambda _: [b"score=magnitude,lamp seed=0..9 ap=off+lite"], _read_grid, text=True
     ),
+    **VERB_READERS,
 }

@@ -48,7 +48,7 @@ class PairStore:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         *,
         count: int,
         shard: int = 8192,
@@ -58,7 +58,7 @@ class PairStore:
         for name, value, smallest in (("count", count, 1), ("shard", shard, 1), ("seed", seed, 0)):
             if value < smallest:
                 raise UserError(f"{name} must be at least {smallest}, got {value}")
-        self.folder, self.count, self.shard, self.seed = folder, count, shard, seed
+        self.folder, self.count, self.shard, self.seed = Path(folder), count, shard, seed
         self.facts = {
             "format": _FORMAT,
             "order": _ORDER,

@@ -72,6 +72,10 @@ def _with_own_norms(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]
     return make
 
 
+# norm of a gradient, at most, in every arm: under the plain STE, whose slope is 1 everywhere, the
+# gradients of a deep network grow until its loss is NaN
+CLIP = 5.0
+
 _RESNET = _with_own_norms(models.one_bit_resnet20)
 _BI_REAL = _with_own_norms(partial(models.one_bit_resnet20, bi_real=True))
 
@@ -206,6 +210,7 @@ def fit_config(config: BinarizeConfig, seed: int) -> FitConfig:
         weight_decay=config.weight_decay,
         schedule="cosine",
         warmup=config.warmup,
+        clip=CLIP,
         precision=config.precision,
         channels_last=network(config.model).channels_last,
         seed=seed,

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from rectified import models
 from rectified.data import Augment, Batches, ImageData, Images
 from rectified.errors import UserError, choose
 from rectified.training import evaluating, logits_of
+from rectified.untrusted import check_archive
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        _refuse_compressed(path)
+        check_archive(path, stored=True)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own exceptions for a damaged file
         raise UserError(
@@ -233,18 +233,6 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
     ):
         raise UserError(f"weights {path} are not a state_dict of tensors")
     return found
-
-
-def _refuse_compressed(path: Path) -> None:
-    """torch never compresses what it saves: a file that grows when it is read is a bomb."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is compressed, which torch.save never does")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("its entries are larger than the file")
 
 
 def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

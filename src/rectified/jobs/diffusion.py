@@ -117,7 +117,8 @@ def run(
     studies = [main]
     if config.control:
         studies.append(FlowStudy(straight(config), folder, progress, beside=main))
-    return flow_job.run_studies("diffusion", studies, asdict(config), facts)
+    filled = asdict(config) | {"rectify_updates": main.config.reflow_updates}
+    return flow_job.run_studies("diffusion", studies, filled, facts)
 
 
 def check(config: DiffusionConfig) -> None:
@@ -128,8 +129,12 @@ def check(config: DiffusionConfig) -> None:
     """
     choose("path", config.path, [name for name in flow_settings.PATHS if name != "straight"])
     choose("prediction", config.predict, list(FORMS))
-    if config.phases < 1:
-        raise UserError(f"phases must be at least 1, got {config.phases}")
+    for name in ("phases", "rectify_updates"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    if config.loss != "auto":
+        choose("loss", config.loss, ["auto", *flow_settings.LOSSES])
 
 
 def as_flow(config: DiffusionConfig) -> FlowConfig:

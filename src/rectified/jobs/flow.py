@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +17,19 @@ from rectified.jobs import flow_report, flow_settings
 from rectified.jobs.flow_settings import DEFAULT as DEFAULT
 from rectified.jobs.flow_settings import FlowConfig
 from rectified.jobs.flow_study import FlowStudy, Key, Trained, build_network
+from rectified.jobs.options import seed_list
 from rectified.jobs.pictures import save_grid, save_points
 from rectified.runs import Run, read_results
+from rectified.untrusted import check_shapes
 
 WEIGHTS, DISTILLED, FIRST_WEIGHTS = (
     "model.safetensors",
     "distilled.safetensors",
     "first.safetensors",
 )
+
+
+_PICTURED = 256  # images in samples.png
 
 
 def run(config: FlowConfig, folder: Run, facts: Mapping[str, Any], progress: bool) -> str:
@@ -106,15 +110,9 @@ def warnings(
 ) -> list[str]:
     """What a user should know before trusting the figures."""
     said = []
-    gain = study.path.terminal_gain
-    if study.config.predict == "noise" and gain > flow_settings.LARGE_GAIN:
-        many = "infinitely" if math.isinf(gain) else f"{gain:.3g} times"
-        said.append(
-            f"Predicting noise on the path {study.config.path} multiplies the network's error "
-            f"{many} in the first step (terminal gain b(0)/a(0)), so one step is ill-conditioned: "
-            "write --predict v_prediction or target, or take a path of smaller gain, such as "
-            "scaled_linear."
-        )
+    gain = flow.gain_warning(study.path, flow.PREDICTIONS[study.config.predict])
+    if gain:
+        said.append(f"Path {study.config.path}, {gain}.")
     solver = study.config.solver
     for name, note in notes.items():
         if solver == "renoise" and note["first_order_gap"] > flow_settings.RENOISE_GAP:
@@ -124,8 +122,8 @@ def warnings(
             )
         if note.get("oriented") is False:
             said.append(f"The pairs of {name} look exchanged: x1 is nearer to noise than x0.")
-        if not math.isfinite(note["first_order_gap"]):
-            said.append(f"{name} has diverged: its samples are not finite.")
+        if note["has_diverged"]:
+            said.append(f"{name} has diverged: its samples grow without bound.")
     if solver == "renoise" and max(study.config.steps) > max(flow_settings.RENOISE_STEPS):
         said.append("renoise grows worse with more than 8 steps.")
     return said
@@ -178,12 +176,9 @@ def _write_samples(study: FlowStudy, done: Mapping[Key, Trained]) -> None:
     _write(study.folder.path, transfer.unscaled(samples.cpu()))
 
 
-def _write(folder: Path, samples: Tensor) -> str:
-    if samples.ndim == 4:
-        save_grid(folder / "samples.png", samples)
-        return "samples.png"
-    save_points(folder / "samples.png", samples)
-    return "samples.png"
+def _write(folder: Path, samples: Tensor) -> None:
+    save = save_grid if samples.ndim == 4 else save_points
+    save(folder / "samples.png", samples)
 
 
 def _step(field: Field) -> Any:
@@ -225,7 +220,7 @@ def sample_run(
         count: how many.
         steps: of the solver.
         seed: of the source points.
-        out: folder for samples.png and samples.npy.
+        out: folder for samples.png (of at most 256 images) and samples.npy (of all).
         device: auto, cpu or cuda.
         label: the class, for a conditional flow; all classes in turn by default.
         guidance: weight of guidance, for a conditional flow.
@@ -261,7 +256,7 @@ def sample_run(
     mean, deviation = (_numbers(about[name]) for name in ("mean", "deviation"))
     found = samples.cpu() * deviation + mean
     out.mkdir(parents=True, exist_ok=True)
-    _write(out, found[:256] if found.ndim == 4 else found)
+    _write(out, found[:_PICTURED] if found.ndim == 4 else found)
     with atomic(out / "samples.npy") as temporary, temporary.open("wb") as file:
         np.save(file, found.numpy(), allow_pickle=False)
     return f"{count} samples, {evaluations} evaluations each: {out / 'samples.png'}"
@@ -288,7 +283,7 @@ def _source_points(
     transfer = load_transfer(
         config["data"],
         config["source"],
-        seed=0,
+        seed=seed_list(config["seeds"], config["seed"])[0],  # which points of a file are held out
         limit=config["limit"],
         image_size=config["image_size"],
         many=config["samples"] or 5000,
@@ -309,13 +304,18 @@ def load_field(path: Path) -> tuple[Field, dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise UserError(f"no flow at {path}: give a finished run of flow or diffusion")
+        remedy = (
+            "write --distil when it is run" if path.name == DISTILLED else "give a finished run"
+        )
+        raise UserError(f"no flow at {path}: {remedy} of flow or diffusion")
     try:
         with safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shape = tuple(int(side) for side in about["shape"].split(","))
-        network = build_network(about["model"], shape, int(about["classes"]), seed=0)
+        classes = int(about["classes"])
+        check_shapes(lambda: build_network(about["model"], shape, classes, seed=0), state)
+        network = build_network(about["model"], shape, classes, seed=0)
         network.load_state_dict(state)
         path_, predicts = flow_settings.PATHS[about["path"]], flow.PREDICTIONS[about["predict"]]
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

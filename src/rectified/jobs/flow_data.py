@@ -210,14 +210,21 @@ class Features(nn.Module):
         shape: channels, height and width of an image.
         widths: channels of the three convolutions, and hidden features.
         classes: how many there are.
+        has_norms: whether batch norms stand after the convolutions, which brings the features of
+            all layers to one scale.
     """
 
-    def __init__(self, shape: Sequence[int], widths: Sequence[int], classes: int) -> None:
+    def __init__(
+        self, shape: Sequence[int], widths: Sequence[int], classes: int, *, has_norms: bool = False
+    ) -> None:
         super().__init__()
         channels, height, width = shape
         first, second, third, hidden = widths
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(inputs, outputs, 3, padding=1)
+            nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=not has_norms),
+                nn.BatchNorm2d(outputs) if has_norms else nn.Identity(),
+            )
             for inputs, outputs in ((channels, first), (first, second), (second, third))
         )
         self.side = min(4 if max(height, width) <= _SMALL else 8, height, width)
@@ -258,13 +265,20 @@ class Looker:
 
 
 def train_features(
-    samples: Samples, *, widths: Sequence[int], seed: int, device: Device, progress: str
+    samples: Samples,
+    *,
+    widths: Sequence[int],
+    has_norms: bool,
+    seed: int,
+    device: Device,
+    progress: str,
 ) -> Looker:
     """Train a classifier on images in [-1, 1] and keep its features.
 
     Args:
         samples: images with labels.
         widths: channels of its convolutions, and hidden features.
+        has_norms: whether it has batch norms.
         seed: of its weights and of the order of the images.
         device: auto, cpu or cuda.
         progress: words before the progress bar.
@@ -275,7 +289,7 @@ def train_features(
     half = torch.full((samples.shape[0],), 0.5)  # pixels to [-1, 1], as samples are
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = Features(samples.shape, widths, samples.classes)
+        network = Features(samples.shape, widths, samples.classes, has_norms=has_norms)
     is_small = len(train) < 10_000
     size = 64 if is_small else 256
     config = FitConfig(

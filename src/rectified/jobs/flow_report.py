@@ -137,9 +137,9 @@ def findings(results: Results) -> Iterator[tuple[str, str]]:
     """What was found, each as a title and a sentence with its figures."""
     rows, notes = results["rows"], results["notes"]
     few, many = min(_steps(rows)), max(_steps(rows))
-    points = _points([row for row in rows if row["solver"] != "renoise"], "distance")
+    points = _points(rows, "distance")
     for recipe, number in arms(rows):
-        solver = next(s for (r, n, s, _) in points if (r, n) == (recipe, number))
+        solver = _solver(rows, recipe, number)
         one, rest = points[(recipe, number, solver, few)], points[(recipe, number, solver, many)]
         bend = _of(notes, recipe, number, "straightness_relative")
         gap = _of(notes, recipe, number, "first_order_gap")
@@ -155,6 +155,11 @@ def findings(results: Results) -> Iterator[tuple[str, str]]:
 
 def _is(row: Row, recipe: str, number: int) -> bool:
     return bool(row["recipe"] == recipe and row["round"] == number)
+
+
+def _solver(rows: Sequence[Row], recipe: str, number: int) -> str:
+    """What a flow is told by: its first solver, which is renoise only where that was forced."""
+    return next(str(row["solver"]) for row in rows if _is(row, recipe, number))
 
 
 def _of(notes: Mapping[str, Any], recipe: str, number: int, name: str) -> Interval:
@@ -181,7 +186,7 @@ def _comparisons(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
                     )
     for recipe, number in known:
         renoised = [s for s in _steps(rows) if _has(rows, recipe, number, "renoise", s)]
-        if renoised:
+        if renoised and _solver(rows, recipe, number) != "renoise":
             most = max(renoised)
             found = paired(
                 [r for r in rows if _is(r, recipe, number) and r["steps"] == most],
@@ -207,10 +212,11 @@ def _ratio(
     """The ratio of distances, seed by seed."""
 
     def by_seed(arm: tuple[str, int]) -> dict[int, float]:
+        solver = _solver(rows, *arm)
         return {
-            row["seed"]: row["distance"]
+            row["seed"]: _number(row["distance"])
             for row in rows
-            if _is(row, *arm) and row["steps"] == steps and row["solver"] != "renoise"
+            if _is(row, *arm) and row["steps"] == steps and row["solver"] == solver
         }
 
     one, other = by_seed(ours), by_seed(theirs)
@@ -370,18 +376,23 @@ def _flows(results: Results) -> Table:
         cost = interval({r["seed"]: _number(r["transport_cost"]) for r in own}.values())
         relative = _of(results["notes"], recipe, number, "straightness_relative")
         gap = _of(results["notes"], recipe, number, "first_order_gap")
-        rows.append((named(recipe, number), s.mean, relative.mean, gap.mean, cost.mean))
+        gains = [
+            _number(note["terminal_gain"])
+            for note in results["notes"].values()
+            if (note["recipe"], note["round"]) == (recipe, number) and "terminal_gain" in note
+        ]
+        measured = (s.mean, relative.mean, gap.mean, cost.mean, gains[0] if gains else math.nan)
+        rows.append((named(recipe, number), *measured))
     costs = _costs(results["notes"])
-    columns = ("straightness S", "S / cost", "first-order gap", "transport cost")
+    columns = ("straightness S", "S / cost", "first-order gap", "transport cost", "terminal gain")
     return Table(
         "Geometry, means over seeds",
         ("flow", *columns),
         rows,
         note="S is summed over dimensions, on 100 steps. A first-order gap below "
-        f"{FIRST_ORDER:g} means that one step does what many do.{costs}",
-        formats=dict.fromkeys(
-            ("straightness S", "S / cost", "first-order gap", "transport cost"), ".3g"
-        ),
+        f"{FIRST_ORDER:g} means that one step does what many do. The terminal gain is what an "
+        f"error of the prediction is multiplied by in the first step.{costs}",
+        formats=dict.fromkeys(columns, ".3g"),
     )
 
 

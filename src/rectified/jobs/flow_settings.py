@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -49,11 +50,10 @@ LOSSES: dict[str, Callable[[], tuple[flow.Term, ...]]] = {
     "target_squared": lambda: (flow.Term(flow.squared, "target"),),
 }
 RECIPES = ("2rf", "2rf++", "rd")  # rd: plain, as `rectified diffusion` calls it
-COUPLINGS = ("independent", "ot", "class_ot")
+COUPLINGS = ("independent", "ot", "sinkhorn", "class_ot")
 MODELS = ("mlp", "resmlp", "unet", "dit")
 RENOISE_STEPS = range(2, 9)  # where rf++'s update was seen to help
 RENOISE_GAP = 0.02  # the largest first-order gap at which it is safe
-LARGE_GAIN = 10.0  # terminal gain above which a noise prediction is warned about
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,16 @@ class FlowConfig:
             hub name of images; NAME#CLASS takes one class alone.
         source: gaussian, or (transfer) whatever `data` may be.
         limit: use at most this many training examples.
-        recipe: how rounds after the first are trained: 2rf (plain), 2rf++ (U-shaped times,
-            pseudo-Huber, a perceptual term for images). Several are trained on the same pairs.
+        recipe: how rounds after the first are trained: 2rf (plain; rd is the same on a diffusion's
+            path), 2rf++ (U-shaped times, pseudo-Huber, a perceptual term for images). Several are
+            trained on the same pairs.
         control: train plain 2rf beside 2rf++, to see the difference.
         rounds: flows in all: the first, and its reflows.
         distil: train a one-step network on the last pairs of each recipe too, as its own artefact.
         path: straight, vp_cosine, vp_linear, sub_vp, edm, ddpm, scaled_linear.
         predict: velocity, v_prediction, noise, target, score, edm.
-        couple: of the first flow: independent, ot (within a batch), class_ot (within a class).
+        couple: of the first flow: independent, ot (the best within a batch), sinkhorn (nearly), or
+            class_ot (the best within a class).
         times: law of the first flow: uniform, u_shaped, logit_normal, exponential, edm_lognormal,
             source_mass.
         reflow_times: the same for plain reflow; rf++ has u_shaped, unless this names another.
@@ -146,7 +148,7 @@ _POINTS: dict[str, Any] = {
     "updates": 5000,
     "reflow_updates": 5000,
     "batch_size": 256,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "pairs": 50_000,
     "samples": 2000,
 }
@@ -218,16 +220,26 @@ def check(config: FlowConfig) -> None:
         raise UserError("guidance needs a condition: add --conditional, or leave guidance at 1")
     if config.couple == "class_ot" and not config.conditional:
         raise UserError("coupling class_ot needs class labels: add --conditional")
+    if config.inverted and config.source != "gaussian":
+        raise UserError("inverted pairs start from noise: leave out --source, or inverted at 0")
+
+
+_TWO = (("samples", 2), ("limit", 2))
 
 
 def _check_numbers(config: FlowConfig) -> None:
-    counts = ("rounds", "pair_steps", "updates", "reflow_updates", "batch_size", "pairs")
-    for name in (*counts, "image_size"):
+    counts = ("rounds", "pair_steps", "updates", "reflow_updates", "batch_size", "image_size")
+    # of 10 pairs one is held out; a distribution cannot be seen in one point
+    for name, smallest in (*((name, 1) for name in counts), ("pairs", 10), *_TWO):
         value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    if config.samples is not None and config.samples < 2:
-        raise UserError(f"samples must be at least 2, got {config.samples}")
+        if value is not None and value < smallest:
+            raise UserError(f"{name} must be at least {smallest}, got {value}")
+    rate = config.learning_rate
+    if rate is not None and not 0 < rate < math.inf:
+        raise UserError(f"learning_rate must be positive, got {rate:g}")
+    for name in ("guidance", "pair_guidance"):
+        if not math.isfinite(getattr(config, name)):
+            raise UserError(f"{name} must be a number, got {getattr(config, name)}")
     if not 0 <= config.inverted < 1:
         raise UserError(f"inverted must be in [0, 1), got {config.inverted}")
     if not 0 <= config.label_drop <= 1:

@@ -8,6 +8,7 @@ by their store. So a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,9 +41,10 @@ GEOMETRY = 1024  # samples whose trajectories are measured
 HELD_OUT = 1000  # pairs that a reflow is not trained on, at most a tenth
 SHOWN_PATHS, SHOWN_IMAGES, PATH_STEPS = 150, 10, 32
 FIRST, PHASED = "1rf", "phased"
-_PERCEPTUAL_WEIGHT = 0.1  # of each layer, as measured on digits
-# channels of three convolutions and hidden features: of the distance's network, of the loss's
-_JUDGE, _EYE = (16, 32, 32, 64), (24, 24, 48, 96)
+_PERCEPTUAL_WEIGHT = 1.0  # of each layer, as measured on digits
+# the network of the distance, and that of rf++'s loss, which must not be of one kind with it
+_JUDGE: dict[str, Any] = {"widths": (16, 32, 32, 64), "has_norms": False}
+_EYE: dict[str, Any] = {"widths": (24, 24, 48, 96), "has_norms": True}
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,8 @@ class FlowStudy:
         source = transfer.coupling_source()
         coupling: Any = flow.Independent(source)
         if config.couple != "independent":
-            coupling = flow.MinibatchOT(source)
+            kind = flow.Sinkhorn if config.couple == "sinkhorn" else flow.MinibatchOT
+            coupling = kind(source)
         if config.couple == "class_ot":
             coupling = flow.WithinClass(coupling)
         objective = FlowMatching(
@@ -288,7 +291,9 @@ class FlowStudy:
         config = self.config
         assert config.pairs is not None
         is_image = transfer.target.is_image
-        step: Any = flow.natural_euler if is_image or not self.path.is_straight else flow.rk4
+        name = "natural_euler" if is_image else "rk4"
+        if not self.path.is_straight:
+            name = "exponential2"  # of second order there, at one evaluation a step
         maker = self.before(key)
         assert isinstance(teacher.network, nn.Module)
         store = PairStore(
@@ -296,14 +301,18 @@ class FlowStudy:
             count=config.pairs,
             shard=SHARD,
             seed=1_000_000 * (key.seed + 1) + 1000 * key.round,
-            identity={"model": flow.fingerprint(teacher.network), "steps": config.pair_steps},
+            identity={
+                "model": flow.fingerprint(teacher.network),
+                "steps": config.pair_steps,
+                "solver": name,
+            },
         )
         return flow.make_pairs(
             teacher,
             store,
             transfer.target.shape,
             steps=config.pair_steps,
-            step=step,
+            step=settings.SOLVERS[name],
             source=None if transfer.source is None else transfer.draw,
             classes=transfer.target.classes if config.conditional else 0,
             guidance=config.pair_guidance,
@@ -432,12 +441,12 @@ class FlowStudy:
             self.lookers[seed] = tuple(  # type: ignore[assignment]
                 train_features(
                     transfer.target,
-                    widths=widths,
+                    **kind,
                     seed=seed + offset,
                     device=self.config.device,
                     progress=words,
                 )
-                for widths, offset in ((_JUDGE, 0), (_EYE, 1000))
+                for kind, offset in ((_JUDGE, 0), (_EYE, 1000))
             )
         return self.lookers[seed]
 
@@ -507,6 +516,8 @@ class FlowStudy:
         notes = {
             "straightness_relative": bent.relative,
             "first_order_gap": gap,
+            "has_diverged": not math.isfinite(bent.total),
+            "terminal_gain": flow.terminal_gain(self.path, field.predicts),
             "floor": distance.floor,
             "protocol": distance.protocol,
         }

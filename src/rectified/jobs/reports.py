@@ -18,12 +18,16 @@ from rectified.jobs import (
     flow_report,
     protein_report,
     prune_report,
+    scatter,
+    scatter_report,
     sweep_report,
 )
 from rectified.report import KeyValues, Page, Part, Section, Table, Text, render
 from rectified.runs import RESULTS, read_json, read_results
 
 Row = Mapping[str, Any]
+
+_NONE = ("bound", "worst_ratio")  # columns in which null is no undefined number, but none at all
 
 # verb -> the sections of its report, from its results and details
 SECTIONS: dict[str, Callable[[Row, Row], Iterable[Section]]] = {
@@ -32,8 +36,13 @@ SECTIONS: dict[str, Callable[[Row, Row], Iterable[Section]]] = {
     "flow": flow_report.sections,
     "diffusion": flow_report.sections,
     "protein": protein_report.sections,
+    "scatter": lambda results, _: scatter_report.sections(
+        results, scatter.first_banks(results["config"])
+    ),
     "sweep": lambda results, _: sweep_report.sections(results),
 }
+# a sweep has no details, and tells what its columns are by the types in the file: a null is none
+AS_WRITTEN = ("sweep",)
 
 
 def combined(paths: Sequence[Path]) -> str:
@@ -88,7 +97,7 @@ def _overview(runs: Sequence[tuple[str, Row]]) -> Table:
         (
             name,
             results["verb"],
-            str(results["config"].get("data", "")),
+            str(_data_of(results["config"])),
             len({str(row["seed"]) for row in results["rows"] if "seed" in row}),
             str(results["environment"].get("started", "")),
         )
@@ -97,20 +106,32 @@ def _overview(runs: Sequence[tuple[str, Row]]) -> Table:
     return Table("What this page covers", ("run", "verb", "data", "seeds", "started"), rows)
 
 
+def _data_of(config: Mapping[str, Any]) -> Any:
+    """What a run worked on, wherever its verb says that."""
+    settings = config.get("settings")
+    inner = settings if isinstance(settings, Mapping) else {}
+    return config.get("data") or config.get("pipeline") or inner.get("data") or ""
+
+
 def _of(name: str, path: Path, results: Row) -> Iterator[Section]:
     sections = SECTIONS.get(results["verb"])
     if sections is None:
         yield Section(name, tuple(_generic(results)))
         return
-    results = {**results, **{key: _with_nan(results[key]) for key in ("rows", "summary")}}
-    details = path / "details.json"
-    for section in sections(results, read_json(details) if details.exists() else {}):
+    details: Row = {}
+    if results["verb"] not in AS_WRITTEN:
+        details = read_json(path / "details.json")
+        results = {**results, **{key: _with_nan(results[key]) for key in ("rows", "summary")}}
+    for section in sections(results, details):
         yield replace(section, title=f"{name}: {section.title}")
 
 
 def _with_nan(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What JSON cannot say, an undefined number, is null there."""
-    return [{key: math.nan if v is None else v for key, v in row.items()} for row in rows]
+    return [
+        {key: math.nan if v is None and key not in _NONE else v for key, v in row.items()}
+        for row in rows
+    ]
 
 
 def _generic(results: Row) -> Iterator[Part]:

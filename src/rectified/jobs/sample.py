@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ from rectified.errors import UserError
 from rectified.runs import read_results
 
 MAKERS = {"flow": "flow", "diffusion": "diffusion", "protein": "protein"}  # verb -> module of jobs
+_PROTEINS, _FLOWS = ("length",), ("label", "guidance", "distilled")  # options of one kind alone
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,13 @@ def sample(folder: Path, options: SampleOptions) -> str:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
+    if not math.isfinite(options.guidance):
+        raise UserError(f"guidance must be a number, got {options.guidance}")
     if options.seed < 0:
         raise UserError(f"seed must be at least 0, got {options.seed}")
+    for name in _FLOWS if verb == "protein" else _PROTEINS:
+        if getattr(options, name) != getattr(SampleOptions, name):
+            raise UserError(f"a run of {verb} takes no {name}: leave it out")
     module = import_module(f"rectified.jobs.{MAKERS[verb]}")
     given: dict[str, Any] = {
         "count": options.count,
@@ -69,8 +76,6 @@ def sample(folder: Path, options: SampleOptions) -> str:
     if verb == "protein":
         given |= {"steps": options.steps or 10, "length": options.length}
         return str(module.sample_run(folder, **given))
-    if options.length is not None:
-        raise UserError(f"length is for proteins: leave it out for a run of {verb}")
     given |= {
         "steps": options.steps or 1,
         "label": options.label,

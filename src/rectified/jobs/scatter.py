@@ -25,7 +25,7 @@ from rectified.jobs.scatter_cases import (
     signal_rows,
 )
 from rectified.runs import Run
-from rectified.scattering import ScatteringTransformer
+from rectified.scattering import FilterBank, ScatteringTransformer
 from rectified.training import choose_device
 
 SMALL = 32  # pictures with a smaller side are enlarged to this
@@ -189,14 +189,20 @@ class _Study:
             "rows": self.found.rows,
             "summary": summarise(self.found.rows),
         }
-        banks = {
-            name: layers[0].bank((SMALL, SMALL))
-            for name, layers in networks(torch.Generator().manual_seed(self.seeds[0])).items()
-            if name in self.config.networks
-        }
+        banks = first_banks(asdict(self.config))
         self.folder.write_text("report.html", scatter_report.page(results, banks))
         self.folder.write_results(**results)
         return scatter_report.text(results)
+
+
+def first_banks(config: Mapping[str, Any]) -> dict[str, FilterBank]:
+    """The first bank of every network that a run with these settings checks."""
+    generator = torch.Generator().manual_seed(config["seed"] or 0)
+    return {
+        name: layers[0].bank((SMALL, SMALL))
+        for name, layers in networks(generator).items()
+        if name in config["networks"]
+    }
 
 
 def classifier_rows(config: ScatterConfig, seed: int) -> Iterator[Row]:

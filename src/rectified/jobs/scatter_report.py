@@ -106,17 +106,19 @@ def page(results: Results, banks: Mapping[str, FilterBank]) -> str:
     config = results["config"]
     seeds = _seed_count(results)
     subtitle = f"{len(banks)} networks, {config['data']}, {seeds} seed{'s' * (seeds != 1)}"
-    sections = [Section("What was found", tuple(_findings(results)))]
+    return render(Page("Scattering report", subtitle, tuple(sections(results, banks))))
+
+
+def sections(results: Results, banks: Mapping[str, FilterBank]) -> Iterator[Section]:
+    """The sections of the page, as in `page`."""
+    yield Section("What was found", tuple(_findings(results)))
     if banks:
-        sections += [
-            Section("Where the filters look", (_tilings(banks),)),
-            Section("Translations, depth by depth", tuple(_translations(results))),
-            Section("Deformations", tuple(_deformations(results))),
-            Section("Energy", tuple(_energy(results))),
-            Section("Every claim, case by case", (_ratios(results),)),
-        ]
-    sections.append(Section("How this was made", tuple(_origin(results))))
-    return render(Page("Scattering report", subtitle, tuple(sections)))
+        yield Section("Where the filters look", (_tilings(banks),))
+        yield Section("Translations, depth by depth", tuple(_translations(results)))
+        yield Section("Deformations", tuple(_deformations(results)))
+        yield Section("Energy", tuple(_energy(results)))
+        yield Section("Every claim, case by case", (_ratios(results),))
+    yield Section("How this was made", tuple(_origin(results)))
 
 
 def _seed_count(results: Results) -> int:

@@ -24,6 +24,7 @@ from rectified.errors import UserError
 from rectified.protein.chains import Chain
 from rectified.protein.geometry import peptide_bonds
 from rectified.protein.structure_files import ChainRules, ChainSet, read_folder, read_structure
+from rectified.untrusted import check_archive
 
 _REQUIRED = ("coords", "length", "name")
 _BONDED = (1.2, 1.5)
@@ -82,6 +83,7 @@ def load_set(path: Path, rules: ChainRules | None = None) -> ChainSet:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
+        check_archive(path, stored=False)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, BadZipFile, EOFError) as error:

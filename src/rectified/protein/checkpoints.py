@@ -17,6 +17,7 @@ Weights of ours are safetensors, with the sizes as metadata.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 from collections import OrderedDict, defaultdict
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from rectified.errors import UserError
 from rectified.protein.model import FlowModel, ModelSizes
+from rectified.untrusted import check_archive, with_no_weights
 
 PREFIX = "model."
 SIZES_KEY = "sizes"  # of the metadata in a safetensors file
@@ -89,7 +91,8 @@ def _rebuild_tensor(
 ) -> Tensor:
     """What `torch._utils._rebuild_tensor_v2` does, within the bounds of the storage."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
+    is_beyond = 0 not in size and (last >= len(storage) or math.prod(size) > len(storage))
+    if min((offset, *size, *stride)) < 0 or is_beyond:
         raise UserError("a tensor reaches beyond its data: the checkpoint is damaged")
     return storage.as_strided(size, stride, offset)
 
@@ -165,6 +168,7 @@ def read_lightning(path: Path) -> dict[str, Any]:
         UserError: if the file is no such checkpoint, or is damaged.
     """
     try:
+        check_archive(path, stored=True)
         with ZipFile(path) as archive:
             inside = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if len(inside) != 1:
@@ -208,7 +212,7 @@ def load_checkpoint(path: Path | str) -> FlowModel:
     }
     if not state:
         raise UserError(f"{path}: no weight's name begins with {PREFIX!r}")
-    return _filled(FlowModel(infer_sizes(state, _settings_beside(path), source=path)), state, path)
+    return _filled(infer_sizes(state, _settings_beside(path), source=path), state, path)
 
 
 def _checkpoint_file(path: Path) -> Path:
@@ -282,7 +286,7 @@ def _settings_beside(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{file} is too large for a file of settings")
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not a YAML file ({str(error).splitlines()[0]})") from error
     return _dict(_dict(found).get("model"))
 
@@ -306,19 +310,20 @@ def _dict(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _filled(model: FlowModel, state: Mapping[str, Tensor], source: Path) -> FlowModel:
+def _filled(sizes: ModelSizes, state: Mapping[str, Tensor], source: Path) -> FlowModel:
     """The network with these weights: all of them, and no others."""
-    expected = model.state_dict()
+    expected = with_no_weights(lambda: FlowModel(sizes))
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing:
         raise UserError(f"{source} lacks {len(missing)} weights, among them {missing[0]}")
     if extra:
         raise UserError(f"{source} has {len(extra)} weights too many, among them {extra[0]}")
-    for name, value in expected.items():
-        if value.shape != state[name].shape:
+    for name, shape in expected.items():
+        if shape != tuple(state[name].shape):
             raise UserError(
-                f"{source}: {name} must be {list(value.shape)}, got {list(state[name].shape)}"
+                f"{source}: {name} must be {list(shape)}, got {list(state[name].shape)}"
             )
+    model = FlowModel(sizes)
     model.load_state_dict(dict(state))
     return model.eval()
 
@@ -347,4 +352,4 @@ def _load_ours(path: Path) -> FlowModel:
         sizes = ModelSizes(**{name: int(value) for name, value in sizes.items() if name in known})
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged, or not weights of a protein flow ({error})") from error
-    return _filled(FlowModel(sizes), state, path)
+    return _filled(sizes, state, path)

@@ -12,6 +12,7 @@ Files may be compressed with gzip.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,6 +28,7 @@ from rectified.errors import UserError
 from rectified.protein.chains import Chain
 from rectified.protein.folds import library
 from rectified.protein.frames import ATOMS
+from rectified.untrusted import check_gzip
 
 SUFFIXES = tuple(
     kind + packing for kind in (".pdb", ".ent", ".cif", ".mmcif") for packing in ("", ".gz")
@@ -111,8 +113,9 @@ def _first_model(path: Path) -> Any:
     if not path.name.lower().endswith(SUFFIXES):
         raise UserError(f"{path.name} must end in {', '.join(SUFFIXES[::2])}, also with .gz")
     try:
+        check_gzip(path)
         structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, IndexError, OSError) as error:
+    except (RuntimeError, ValueError, IndexError, OSError, EOFError, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read: empty, truncated or damaged ({reason})") from error
     if not len(structure) or not any(len(chain) for chain in structure[0]):

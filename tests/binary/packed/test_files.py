@@ -182,6 +182,44 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(file, change, message)
     assert str(file) in str(raised.value)
 
 
+RUN = "__import__('pathlib').Path('ran').touch()"
+
+
+def evil_module(content):
+    name = f'1"), {RUN}, ("'
+    content["modules"][name] = {"type": "ReLU", "arguments": {"inplace": False}}
+    content["nodes"][2][2] = name
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (set_node(0, 2, f"x={RUN}"), "is no name"),
+        (program(evil_module), "is no name of a module"),
+        (set_node(1, 4, {"dict": {f"a={RUN} or True, b": {"value": 1}}}), "is no name"),
+        (set_node(1, 0, f"x = {RUN}"), "is no name"),
+        (set_node(0, 2, "lambda"), "'lambda' is no name"),
+        (program(lambda c: c["tensors"].update({f'x"); {RUN}; ("': [1]})), "is no name of a"),
+    ],
+)
+def test_no_word_of_a_file_becomes_code(file, tmp_path, monkeypatch, change, word):
+    monkeypatch.chdir(tmp_path)
+    rewritten(file, change)
+    with pytest.raises(UserError, match=word):
+        load_packed(file)(torch.zeros(1, 8))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_asks_for_terabytes_gets_none(file):
+    many = {"in_features": 10**6, "out_features": 10**6, "bias": False}
+    rewritten(
+        file,
+        program(lambda c: c["modules"].update({"1": {"type": "Linear", "arguments": many}})),
+    )
+    with pytest.raises(UserError, match="is damaged"):
+        load_packed(file)
+
+
 class Calling(nn.Module):
     def __init__(self, call):
         super().__init__()

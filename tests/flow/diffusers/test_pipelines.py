@@ -1,8 +1,10 @@
 """A pipeline as a field: what diffusers computes, computed by ours, and the other way round."""
 
+import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -260,6 +262,14 @@ def test_schedules_that_cannot_be_read_are_named():
         read_schedule(tiny.scheduler(trained_betas=[-0.1, 0.2], num_train_timesteps=2))
 
 
+CODE = "import pathlib; pathlib.Path('ran').touch()"
+
+
+def named(folder, **changes):
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **changes}))
+
+
 def broken(folder, tmp_path, change):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -277,11 +287,21 @@ def broken(folder, tmp_path, change):
         (lambda f: weights(f).unlink(), "cannot be loaded .*: copy it anew"),
         (lambda f: weights(f).write_bytes(b"short"), "cannot be loaded .*: copy it anew"),
         (lambda f: without_part(f), "the weights of unet are incomplete"),
+        (lambda f: (f / "unet" / "evil.py").write_text(CODE), "evil.py is code, which"),
+        (lambda f: named(f, unet=["evil", "Evil"]), "takes unet from 'evil': only parts of"),
+        (lambda f: named(f, unet=["evil", 3]), "takes unet from 'evil': only parts of"),
+        (lambda f: named(f, _class_name=["evil", "Evil"]), "names no pipeline of diffusers"),
+        (lambda f: (f / "model_index.json").write_text("[" * 100_000), "names no|is damaged"),
     ],
 )
-def test_incomplete_folders_are_refused_in_one_line(folder, tmp_path, change, words):
+def test_incomplete_and_hostile_folders_are_refused_in_one_line(
+    folder, tmp_path, monkeypatch, change, words
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text(CODE)
     with pytest.raises(UserError, match=words):
         load_pipeline(broken(folder, tmp_path, change))
+    assert not Path("ran").exists()
 
 
 def weights(folder):
@@ -302,13 +322,14 @@ def test_a_hub_name_out_of_reach_is_told(monkeypatch):
         load_pipeline("nobody/nothing")
 
 
-def test_a_pipeline_without_a_unet_is_refused(monkeypatch):
+def test_a_pipeline_without_a_unet_is_refused(monkeypatch, tmp_path):
     class Transformer:
         scheduler = None
 
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda _: Transformer())
-    with pytest.raises(UserError, match=r"somewhere \(Transformer\) has no unet: take a Stable"):
-        load_pipeline("somewhere")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "X"}')
+    with pytest.raises(UserError, match=r" \(Transformer\) has no unet: take a Stable"):
+        load_pipeline(str(tmp_path))
 
 
 def test_prompts_are_asked_for_where_they_are_needed_and_only_there(pipeline):

@@ -2,8 +2,11 @@
 
 It holds the signs of 1-bit layers as bits, one for each weight and not one more, thresholds and
 scales, the parameters of what stays in floating point, and in its header the graph: which modules,
-functions and methods are called on what, as JSON. Only those named below are read back, so loading
-a file executes nothing that is in it. `name:bits` are the signs of the tensor `name`.
+functions and methods are called on what, as JSON. Only those named below are read back. `torch.fx`
+writes the graph as Python code and runs that, so every word that comes to stand in the code must be
+a plain name: loading a file executes nothing that is in it. Nor does it take more memory than the
+file's tensors need: the network is first made without weights, and compared with them. `name:bits`
+are the signs of the tensor `name`.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import json
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +220,11 @@ def load_packed(path: str | Path) -> PackedModel:
         )
     try:
         program, about = json.loads(metadata["program"]), json.loads(metadata["about"])
-        network = _built(program, tensors)
+        with torch.device("meta"):
+            shapes = _built(program)
+        _fill(shapes, tensors)
+        network = _built(program)
+        _fill(network, tensors)
         layers = [PackedLayer(**layer) for layer in about["layers"]]
         return PackedModel(network, layers, about["notes"])
     except (
@@ -360,15 +369,16 @@ def _check_geometry(
         raise ValueError(f"no kernel {kernel} has stride {stride} and padding {padding}")
 
 
-def _built(program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    with torch.device("meta"):  # whatever sizes a file claims, no memory is taken for them
+def _built(program: Mapping[str, Any]) -> nn.Module:
+    """The network, with any weights; on the meta device where that is the default."""
+    with torch.random.fork_rng([]):  # initial weights, which are replaced
         if "module" in program:
-            alone = _made(program["module"])
-            _fill(alone, tensors)
-            return alone
-        parts: dict[str, Any] = {name: _made(about) for name, about in program["modules"].items()}
+            return _made(program["module"])
+        parts: dict[str, Any] = {
+            _place(name): _made(about) for name, about in program["modules"].items()
+        }
     for name, shape in program["tensors"].items():
-        parts[name] = torch.empty(shape, device="meta")
+        parts[_place(name)] = torch.zeros(shape)
     graph = fx.Graph()
     made: dict[str, Node] = {}
     for name, op, target, arguments, named in program["nodes"]:
@@ -379,12 +389,30 @@ def _built(program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Modu
                 raise ValueError("a file may ask for shapes, not for other attributes")
         elif op == "call_method" and target not in _METHODS:
             raise ValueError(f"unknown method {target}")
+        elif op in ("call_module", "get_attr"):
+            called = _place(target)
+        elif op == "placeholder":
+            called = _word(target)
         args, kwargs = _decoded(arguments, made), _decoded(named, made)
-        made[name] = graph.create_node(op, called, args, kwargs, name)
+        made[name] = graph.create_node(
+            op, called, args, {_word(key): value for key, value in kwargs.items()}, _word(name)
+        )
     graph.lint()
-    network = fx.GraphModule(parts, graph)
-    _fill(network, tensors)
-    return network
+    return fx.GraphModule(parts, graph)
+
+
+def _word(text: Any) -> str:
+    """A name that may stand in the graph's code."""
+    if not (isinstance(text, str) and text.isascii() and text.isidentifier()) or iskeyword(text):
+        raise ValueError(f"{str(text)[:80]!r} is no name")
+    return text
+
+
+def _place(text: Any) -> str:
+    """A module's or tensor's name in the network: words and numbers with dots between them."""
+    if not (isinstance(text, str) and re.fullmatch(r"\w+(\.\w+)*", text, re.ASCII)):
+        raise ValueError(f"{str(text)[:80]!r} is no name of a module or tensor")
+    return text
 
 
 def _encoded(value: Any) -> Any:

@@ -1,11 +1,19 @@
-"""Pipelines of diffusers: read from a folder or the hub, wrapped as a field, and written back."""
+"""Pipelines of diffusers: read from a folder or the hub, wrapped as a field, and written back.
+
+A folder may come from anybody. Its index names Python modules that the parts are of, and diffusers
+imports what it names: only its own and those of transformers are let through, and no code beside
+the weights.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
+import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +30,7 @@ from rectified.flow.fields import Field
 from rectified.flow.paths import DDPM
 
 _INDEX = "model_index.json"
+_LIBRARIES = ("diffusers", "transformers", "rectified.flow.diffusers.scheduler")
 
 
 def load_pipeline(source: str, device: torch.device | str = "cpu") -> Any:
@@ -32,15 +41,17 @@ def load_pipeline(source: str, device: torch.device | str = "cpu") -> Any:
         device: where it goes.
 
     Raises:
-        UserError: if a part is missing or damaged, the hub is out of reach, or it has no UNet.
+        UserError: if a part is missing or damaged, would run code, the hub is out of reach, or it
+            has no UNet.
     """
     library, folder = needed("diffusers"), Path(source)
-    if folder.exists():
-        _check_parts(folder)
     # diffusers finds the scheduler of a flow that was saved here only where it is imported
     needed("rectified.flow.diffusers.scheduler")
     try:
-        pipeline = library.DiffusionPipeline.from_pretrained(source)
+        with _without_bars(library):
+            place = folder if folder.exists() else library.DiffusionPipeline.download(source)
+            _check_parts(Path(place))
+            pipeline = library.DiffusionPipeline.from_pretrained(place)
     except UserError:
         raise
     except Exception as error:  # a dozen kinds, of four libraries
@@ -64,6 +75,19 @@ def load_pipeline(source: str, device: torch.device | str = "cpu") -> Any:
     return pipeline.to(device)
 
 
+@contextlib.contextmanager
+def _without_bars(library: Any) -> Iterator[None]:
+    """Its bars would show in a quiet run; they are as they were afterwards."""
+    logging = library.utils.logging
+    shows = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            logging.enable_progress_bar()
+
+
 def _check_parts(folder: Path) -> None:
     """See that all that the index names is there: diffusers' own words for it are many."""
     index = folder / _INDEX
@@ -71,11 +95,23 @@ def _check_parts(folder: Path) -> None:
         raise UserError(f"{folder} has no {_INDEX}: it is not the folder of a pipeline")
     try:
         named = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{index} is damaged ({first_line(error)}): copy it anew") from error
+    if not isinstance(named, dict) or not isinstance(named.get("_class_name"), str):
+        raise UserError(f"{index} names no pipeline of diffusers: copy it anew")
+    code = next(folder.rglob("*.py"), None)
+    if code is not None:
+        raise UserError(f"{code} is code, which a pipeline from a folder may not bring: remove it")
     for name, kind in named.items():
-        is_part = isinstance(kind, list) and all(isinstance(word, str) for word in kind)
-        if is_part and not any((folder / name).glob("*")):
+        is_part = isinstance(kind, list) and kind and isinstance(kind[0], str)
+        if not is_part or name.startswith("_"):
+            continue
+        if kind[0] not in (*_LIBRARIES, *dir(needed("diffusers.pipelines"))):
+            raise UserError(
+                f"{index} takes {name} from {kind[0][:80]!r}: only parts of diffusers and "
+                "transformers are loaded"
+            )
+        if not any((folder / name).glob("*")):
             raise UserError(f"{folder} lacks {name}/, which its {_INDEX} names: copy it anew")
 
 
@@ -158,7 +194,22 @@ def save_pipeline(pipeline: Any, unet: Any, schedule: Schedule, folder: Path) ->
     student = kind(**{n: v for n, v in parts.items() if n in taken}, **options)
     student.set_progress_bar_config(disable=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    student.save_pretrained(temporary)
+    with _told_by_number():
+        student.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that is gone on with
     temporary.replace(folder)
     return student
+
+
+@contextlib.contextmanager
+def _told_by_number() -> Iterator[None]:
+    """What safetensors says of a full disk, as the exception that Python has for it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
