@@ -54,8 +54,8 @@ def main(report: Path, picture: Path, titles: list[str]) -> None:
             shown = image.convert("RGB")
         box = ImageChops.difference(shown, Image.new("RGB", shown.size, "white")).getbbox()
         assert box is not None, "the picture is empty"
-        bottom = min(box[3] + MARGIN, shown.height)
-        shown.crop((0, 0, shown.width, bottom)).quantize(128).save(picture, optimize=True)
+        corner = (min(box[2] + MARGIN, shown.width), min(box[3] + MARGIN, shown.height))
+        shown.crop((0, 0, *corner)).quantize(128).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

@@ -163,3 +163,14 @@ gang.run(mark, np.array([gang.address(counts), 0]), 4, 2)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_folder_for_compiled_code_it_is_compiled_anew() -> None:
+    code = """
+from numba.core.caching import CacheImpl
+CacheImpl._locator_classes = []  # as on a read-only disk without a home
+from rectified import gang
+assert not gang.CACHED
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert gang.CACHED

@@ -59,9 +59,21 @@ _LEFT = 1 << 20  # the state is _LEFT * number of the run + parts left to take
 _INT = ir.IntType(64)
 
 
+def _can_keep_code() -> bool:
+    """Whether numba finds a folder to write to; some containers have none."""
+    try:
+        njit(cache=True)(_can_keep_code)
+    except RuntimeError:
+        return False
+    return True
+
+
+CACHED = _can_keep_code()  # else code is compiled anew in every process, which takes seconds
+
+
 def job(function: Any) -> Any:
-    """Compile `(words, part, parts)` into something that `run` takes; kept in numba's cache."""
-    return cfunc(types.void(types.CPointer(types.int64), types.int64, types.int64), cache=True)(
+    """Compile `(words, part, parts)` into what `run` takes; kept in numba's cache, if any."""
+    return cfunc(types.void(types.CPointer(types.int64), types.int64, types.int64), cache=CACHED)(
         function
     )
 
@@ -188,7 +200,7 @@ def _do(typing, job, words, part, parts):
     return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def wait(address, count):
     """Come back when the word at an address is at least `count`."""
@@ -200,7 +212,7 @@ def wait(address, count):
             give_way()
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _take_one(board, rank):
     """Do one part if one is left: whether there was one."""
@@ -218,7 +230,7 @@ def _take_one(board, rank):
     return True
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _serve(board, rank, looks):
     """Do parts until none has come for so many looks."""
@@ -231,7 +243,7 @@ def _serve(board, rank, looks):
             idle += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _run(board, job, array, parts, threads):
     words = array.ctypes.data

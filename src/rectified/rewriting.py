@@ -276,7 +276,7 @@ def _forget_(graph: fx.Graph, constants: Mapping[str, Any]) -> None:
 
 
 def defaults(model: nn.Module, given: int = 0) -> dict[str, Any]:
-    """The arguments of a network's forward that have defaults, without the first `given`.
+    """The arguments of a network's forward with defaults that are values, behind the first `given`.
 
     Raises:
         UserError: if the forward is compiled and does not say.
@@ -290,7 +290,12 @@ def defaults(model: nn.Module, given: int = 0) -> dict[str, Any]:
     except ValueError as error:
         name = type(model).__name__
         raise UserError(f"torch.fx cannot trace a compiled {name}: {error}") from error
-    return {p.name: p.default for p in parameters[given:] if p.default is not p.empty}
+    # torch.fx takes containers apart, into several arguments
+    return {
+        p.name: p.default
+        for p in parameters[given:]
+        if p.default is not p.empty and not isinstance(p.default, tuple | list | dict)
+    }
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 from rectified.errors import UserError
 from rectified.flow import noise_like
-from rectified.jobs import diffusion_pipeline, flow
+from rectified.jobs import diffusion_pipeline, flow_report
 from rectified.jobs.diffusion_pipeline import PipelineConfig, resolve, run_pipeline
-from rectified.runs import Run
+from rectified.runs import Run, read_json
 from tests.flow.diffusers import tiny
 from tests.flow.diffusers.tiny import PROMPTS
 
@@ -147,7 +147,7 @@ def test_the_run_leaves_pairs_prompts_pictures_and_a_report(finished):
     assert "the teacher in twice the steps" in page
     assert f"pipeline: {place / 'pipeline'}" in text
     assert results["notes"]["seed 0, rd"]["losses"]
-    assert list(flow.report_sections(place, results))
+    assert list(flow_report.sections(results, read_json(place / "details.json")))
 
 
 @pytest.mark.usefixtures("no_page")

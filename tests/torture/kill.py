@@ -39,12 +39,14 @@ VERBS = {  # a verb joins by a row: something of a few seconds
     "--rewind epoch:1",
     "cnn": "prune --model cnn --together 1 --limit 200 --epochs 3 --cycles 1 --seeds 1 --ap lite",
     "demo": "demo --limit 200 --epochs 2 --cycles 2 --seeds 2",
-    "binarize": "binarize --model mlp --limit 200 --epochs 3 --seeds 2 --estimator ste,reste --pack",
+    "binarize": "binarize --model mlp --limit 200 --epochs 3 --seeds 2 --estimator ste,reste "
+    "--pack",
     "flow": "flow --data moons --source gaussians8 --recipe 2rf,2rf++ --rounds 3 --distil "
     "--updates 100 --reflow-updates 100 --pairs 20000 --pair-steps 4 --samples 50 --limit 500 "
     "--seed 0 --steps 1,2",
     "images": "flow --data digits --limit 100 --recipe 2rf++ --inverted 0.2 --updates 8 "
-    "--reflow-updates 8 --pairs 60 --pair-steps 2 --samples 20 --batch-size 16 --seed 0 --steps 1,2",
+    "--reflow-updates 8 --pairs 60 --pair-steps 2 --samples 20 --batch-size 16 --seed 0 "
+    "--steps 1,2",
     "diffusion": "diffusion --data moons --phases 2 --updates 100 --rectify-updates 100 "
     "--pairs 20000 --pair-steps 4 --samples 50 --limit 500 --seed 0 --steps 1,2",
     "pipeline": "diffusion --pipeline {pipeline} --pairs 130 --pair-steps 2 --rectify-updates 30 "

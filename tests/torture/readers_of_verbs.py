@@ -259,7 +259,9 @@ def _protein(path: Path) -> None:
 
 def _protein_header(folder: Path) -> list[bytes]:
     _, header = parted(folder, _protein)
-    return [json.dumps({k: json.loads(v) if v[:1] == "{" else v for k, v in header.items()}).encode()]
+    return [
+        json.dumps({k: json.loads(v) if v[:1] == "{" else v for k, v in header.items()}).encode()
+    ]
 
 
 def _read_protein_header(path: Path) -> None:

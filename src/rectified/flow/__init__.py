@@ -78,6 +78,7 @@ from rectified.flow.reflow import (
     make_pairs,
     reflow,
 )
+from rectified.flow.sinkhorn import Sinkhorn
 from rectified.flow.solvers import (
     DDIM,
     Heun,
@@ -135,6 +136,7 @@ __all__ = [
     "Phased",
     "Prediction",
     "PseudoHuber",
+    "Sinkhorn",
     "Straightness",
     "SubVP",
     "Term",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rectified.errors import UserError
@@ -131,14 +131,24 @@ def assignment(x0: Points, x1: Points) -> Int64[Tensor, " batch"]:
     """
     from scipy.optimize import linear_sum_assignment
 
-    # Only the products x0 . x1 tell assignments apart, so that moving or scaling a whole cloud does
-    # not change the best; SciPy is up to ten times as fast on clouds that lie upon each other.
+    _, columns = linear_sum_assignment(costs(x0, x1).cpu().numpy())
+    return torch.from_numpy(columns).to(x0.device)
+
+
+def costs(x0: Points, x1: Points) -> Float[Tensor, "targets sources"]:
+    """Squared distances between two clouds, each moved to the origin and scaled to spread 1.
+
+    Only the products x0 . x1 tell assignments apart, so that moving or scaling a whole cloud does
+    not change the best; SciPy is up to ten times as fast on clouds that lie upon each other.
+
+    Raises:
+        UserError: if a point holds a NaN or infinity.
+    """
     flat0, flat1 = _standing(x0), _standing(x1)
     cost = (flat0.square().sum(1) - 2 * flat1 @ flat0.T) + flat1.square().sum(1, keepdim=True)
     if not bool(torch.isfinite(cost).all()):
         raise UserError("points to assign must be finite: one holds a NaN or infinity")
-    _, columns = linear_sum_assignment(cost.cpu().numpy())
-    return torch.from_numpy(columns).to(x0.device)
+    return cost
 
 
 def _standing(x: Points) -> Tensor:

@@ -22,8 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rectified.errors import UserError
+from rectified.flow.fields import Field
 from rectified.flow.grids import uniform_grid
-from rectified.flow.paths import Points
+from rectified.flow.paths import Points, straight
 from rectified.flow.solvers import Velocity, integrate
 
 Divergence = Callable[[Velocity, Points, Tensor], tuple[Points, Float[Tensor, " batch"]]]
@@ -101,7 +102,7 @@ def log_prob(
     """Log-density of points under the flow from a standard normal source, in nats.
 
     Args:
-        velocity: of the flow.
+        velocity: of the flow; a `Field` on a curved path is followed on the straight one.
         x1: points at t = 1.
         steps: of the classical Runge-Kutta method, backward.
         divergence: `exact_divergence`, or `Hutchinson(generator)`.
@@ -115,6 +116,9 @@ def log_prob(
     def slope(state: _Weighed, t: Tensor) -> _Weighed:
         return _Weighed(*divergence(velocity, state.x, t))
 
+    if isinstance(velocity, Field) and not velocity.path.is_straight:
+        # the same flow, where velocities are finite at the data and noise has deviation 1
+        velocity = velocity.on(straight)
     start = _Weighed(x1, torch.zeros(len(x1), dtype=x1.dtype, device=x1.device))
     backward = uniform_grid(steps).to(x1).flip(0)
     end = integrate(slope, start, backward, _rk4)[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -123,8 +122,8 @@ def warnings(
             )
         if note.get("oriented") is False:
             said.append(f"The pairs of {name} look exchanged: x1 is nearer to noise than x0.")
-        if not math.isfinite(note["first_order_gap"]):
-            said.append(f"{name} has diverged: its samples are not finite.")
+        if note["has_diverged"]:
+            said.append(f"{name} has diverged: its samples grow without bound.")
     if solver == "renoise" and max(study.config.steps) > max(flow_settings.RENOISE_STEPS):
         said.append("renoise grows worse with more than 8 steps.")
     return said

@@ -390,8 +390,8 @@ def _flows(results: Results) -> Table:
         ("flow", *columns),
         rows,
         note="S is summed over dimensions, on 100 steps. A first-order gap below "
-        f"{FIRST_ORDER:g} means that one step does what many do. The terminal gain is what an error "
-        f"of the prediction is multiplied by in the first step.{costs}",
+        f"{FIRST_ORDER:g} means that one step does what many do. The terminal gain is what an "
+        f"error of the prediction is multiplied by in the first step.{costs}",
         formats=dict.fromkeys(columns, ".3g"),
     )
 

@@ -50,7 +50,7 @@ LOSSES: dict[str, Callable[[], tuple[flow.Term, ...]]] = {
     "target_squared": lambda: (flow.Term(flow.squared, "target"),),
 }
 RECIPES = ("2rf", "2rf++", "rd")  # rd: plain, as `rectified diffusion` calls it
-COUPLINGS = ("independent", "ot", "class_ot")
+COUPLINGS = ("independent", "ot", "sinkhorn", "class_ot")
 MODELS = ("mlp", "resmlp", "unet", "dit")
 RENOISE_STEPS = range(2, 9)  # where rf++'s update was seen to help
 RENOISE_GAP = 0.02  # the largest first-order gap at which it is safe
@@ -73,7 +73,8 @@ class FlowConfig:
         distil: train a one-step network on the last pairs of each recipe too, as its own artefact.
         path: straight, vp_cosine, vp_linear, sub_vp, edm, ddpm, scaled_linear.
         predict: velocity, v_prediction, noise, target, score, edm.
-        couple: of the first flow: independent, ot (within a batch), class_ot (within a class).
+        couple: of the first flow: independent, ot (the best within a batch), sinkhorn (nearly), or
+            class_ot (the best within a class).
         times: law of the first flow: uniform, u_shaped, logit_normal, exponential, edm_lognormal,
             source_mass.
         reflow_times: the same for plain reflow; rf++ has u_shaped, unless this names another.

@@ -8,6 +8,7 @@ by their store. So a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -240,7 +241,8 @@ class FlowStudy:
         source = transfer.coupling_source()
         coupling: Any = flow.Independent(source)
         if config.couple != "independent":
-            coupling = flow.MinibatchOT(source)
+            kind = flow.Sinkhorn if config.couple == "sinkhorn" else flow.MinibatchOT
+            coupling = kind(source)
         if config.couple == "class_ot":
             coupling = flow.WithinClass(coupling)
         objective = FlowMatching(
@@ -514,6 +516,7 @@ class FlowStudy:
         notes = {
             "straightness_relative": bent.relative,
             "first_order_gap": gap,
+            "has_diverged": not math.isfinite(bent.total),
             "terminal_gain": flow.terminal_gain(self.path, field.predicts),
             "floor": distance.floor,
             "protocol": distance.protocol,

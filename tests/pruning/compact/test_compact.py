@@ -838,7 +838,7 @@ def test_weights_made_by_torchs_own_pruning_are_removed(wrapped: bool) -> None:
     small = compact(nn.DataParallel(model) if wrapped else model, x)
     assert torch.allclose(small(x), model(x), atol=1e-6)
     assert len(small[0].weight) <= 10
-    assert list(small.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert set(small.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])

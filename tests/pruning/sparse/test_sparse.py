@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import Callable
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -476,8 +477,11 @@ def test_rows_and_batches_that_do_not_fit_are_refused() -> None:
 
     fast = sparsify(pruned(Two), (torch.ones(2, 6), torch.ones(2, 3)), network="fused")
     assert fast(torch.ones(5, 6), torch.ones(5, 3)).shape == (5, 4)
+    checked = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)  # what outside of tests it always is
     with pytest.raises(UserError, match="inputs must be of one batch"):
         fast(torch.ones(5, 6), torch.ones(1, 3))
+    jaxtyping.config.update("jaxtyping_disable", checked)
     with pytest.raises(UserError, match="a layer of 6 inputs cannot read 7"):
         fast(torch.ones(5, 7), torch.ones(5, 3))
     with pytest.raises(UserError, match=r"\[2, 2\], got \[3, 3\]"):

@@ -28,7 +28,7 @@ from numba import carray, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rectified.gang import job, pointer
+from rectified.gang import CACHED, job, pointer
 
 
 def lanes(features: str) -> int:
@@ -231,7 +231,7 @@ _bits_tile, _bits_pair, _bits_one = (_tile(rows, "bits") for rows in (ROWS, 2, 1
 
 
 def _strip_of(tile, pair, one):  # type: ignore[no-untyped-def]
-    @njit(nogil=True, cache=True)
+    @njit(nogil=True, cache=CACHED)
     @no_type_check
     def strip(
         count,
@@ -313,7 +313,7 @@ _bits_strip = _strip_of(_bits_tile, _bits_pair, _bits_one)
 
 
 def _unit_of(strip, is_float):  # type: ignore[no-untyped-def]
-    @njit(nogil=True, cache=True)
+    @njit(nogil=True, cache=CACHED)
     @no_type_check
     def unit(plan, image, row, column, number):
         """One block of output pixels of one image, for one panel of outputs."""
@@ -426,7 +426,7 @@ _float_unit = _unit_of(_float_strip, True)
 _bits_unit = _unit_of(_bits_strip, False)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _divided(plan):
     """How many blocks down, across, and panels there are."""
@@ -522,7 +522,7 @@ def _words_of_planes(typing, floats, plane, channels, thresholds, out, out_step)
     return types.void(*[types.int64] * 6), generate
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _pack_row(line, thresholds, flips, out, channels):
     count, whole = (channels + 63) // 64, channels // 64

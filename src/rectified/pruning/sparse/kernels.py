@@ -27,7 +27,7 @@ from numba import carray, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rectified.gang import address_in, count_up, job, look, pointer, wait
+from rectified.gang import CACHED, address_in, count_up, job, look, pointer, wait
 
 
 def lanes(features: str) -> int:
@@ -364,14 +364,14 @@ def bytes_of(typing, array, index):
     return types.CPointer(types.uint8)(array, index), generate
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _share(count, rank, ranks):
     """The half-open range of `count` things that thread `rank` of `ranks` does."""
     return count * rank // ranks, count * (rank + 1) // ranks
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _lot(operation, rank, ranks):
     """The planes and the rows that thread `rank` of `ranks` does."""
@@ -382,7 +382,7 @@ def _lot(operation, rank, ranks):
     return first, last, 0, operation.rows
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _sparse(operation, source, target, scratch, tables, rank, ranks):
     # A flat plane is cut into runs of vectors, one with whole vectors in a row into groups of rows.
@@ -422,7 +422,7 @@ def _sparse(operation, source, target, scratch, tables, rank, ranks):
                 _tile(operation, here, pitch, there, tables, block, lot, shape, operation.mask)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _groups(operation, begin, end):
     """First row and rows of each tile; the last rows of an image go by powers of two."""
@@ -436,7 +436,7 @@ def _groups(operation, begin, end):
             row += tall
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _gather(operation, source, scratch, tall):
     """Bring a tile's inputs together, from planes so far apart that they share cache lines."""
@@ -447,7 +447,7 @@ def _gather(operation, source, scratch, tall):
         carry(tall, operation.vectors, here, operation.source_row, there)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _tile(operation, source, pitch, target, tables, block, lot, shape, mask):
     """One block of inputs of a tile of the outputs in `lot`."""
@@ -495,7 +495,7 @@ def move(typing, source, more, given, target, floor):
     return signature, generate
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _copy(operation, source, target, rank, ranks):
     step, columns, floor = operation.source_column, operation.columns, operation.floor
@@ -518,7 +518,7 @@ def _copy(operation, source, target, rank, ranks):
                 carray(floats_at(there), (1,))[0] = floor if value < floor else value
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _maximum(operation, source, target, rank, ranks):
     step = operation.source_column
@@ -543,7 +543,7 @@ def _maximum(operation, source, target, rank, ranks):
                             new[column] = new[column] if value <= new[column] else value
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"})
+@njit(nogil=True, cache=CACHED, fastmath={"reassoc"})
 @no_type_check
 def _window_sum(source, rows, columns, pitch):
     total = np.float32(0)
@@ -554,7 +554,7 @@ def _window_sum(source, rows, columns, pitch):
     return total
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _mean(operation, source, target, rank, ranks):
     height, width = operation.window_rows, operation.window_columns
@@ -570,7 +570,7 @@ def _mean(operation, source, target, rank, ranks):
                 new[column] = total / np.float32(height * width)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _transpose(operation, source, target, rows, columns, rank, ranks):
     """Write source[row, column] to target[column, row]."""
@@ -589,7 +589,7 @@ def _transpose(operation, source, target, rows, columns, rank, ranks):
                     carray(floats_at(new + 4 * (x * new_row + y)), (1,))[0] = line[x]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _perform(operation, tables, arena, scratch, ports, strides, item, samples, rank, ranks):
     origin, goal = operation.source_port, operation.target_port
@@ -624,7 +624,7 @@ PORTS = 15  # port k is word PORTS + k
 _MANY = 1 << 40  # entries of a table whose length nobody needs
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHED)
 @no_type_check
 def _execute(words, part, parts, offsets):
     """Run a program on a batch: this part's items, or, with `SHARED`, a share of each operation.
