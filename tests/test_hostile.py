@@ -22,7 +22,7 @@ from rectified.errors import UserError
 from rectified.jobs import deploy, prune_report
 from rectified.jobs.classifiers import load_weights
 from rectified.jobs.prune_settings import PruneConfig
-from rectified.jobs.reports import combined
+from rectified.jobs.reports import SECTIONS, combined
 from rectified.jobs.sweep_grid import points
 from rectified.pruning import load_sparse
 from rectified.pruning.sparse import files as sparse_files
@@ -39,8 +39,10 @@ NAMES = [SCRIPT, '"><img src=x onerror=alert(1)>', "=cmd|' /C calc'!A0", "javasc
          "{{7*7}}", "$\\frac{a", "\x1b[2Jx", "\u202egnp.exe", "../../etc/passwd"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(READERS))
+@pytest.mark.parametrize("name", [name for name, one in READERS.items() if one.every < 50])
 def test_no_damaged_input_crashes_a_reader(name):
+    for package in READERS[name].needs:
+        pytest.importorskip(package)
     found = fuzz(name, 25, seed=1)
     assert found["crashes"] == 0, found
 
@@ -72,7 +74,7 @@ def test_any_text_is_a_grid_or_refused(text):
 
 
 @untimed
-@given(rows=plain, summary=plain, config=plain, verb=st.sampled_from(["prune", "sweep", "x"]))
+@given(rows=plain, summary=plain, config=plain, verb=st.sampled_from([*SECTIONS, "x"]))
 def test_any_results_are_shown_or_refused(tmp_path, rows, summary, config, verb):
     found = {"verb": verb, "config": config, "environment": {}, "rows": rows, "summary": summary}
     (tmp_path / "results.json").write_text(json.dumps(found), encoding="utf-8")

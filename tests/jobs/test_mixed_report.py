@@ -5,52 +5,17 @@ import shutil
 
 import pytest
 
-from rectified.cli import main
-from rectified.jobs import (
-    binarize_report,
-    diffusion_pipeline,
-    flow_report,
-    protein_report,
-    prune_report,
-    scatter_report,
-    sweep_report,
-)
 from rectified.jobs.reports import SECTIONS, combined
 from rectified.runs import read_results
 from tests.report.test_browser import CHROMIUM, opened
 from tests.torture import material
 
-REPORTS = (
-    *(binarize_report, flow_report, protein_report, prune_report, scatter_report, sweep_report),
-)
-SMALL = "--updates 4 --pairs 20 --pair-steps 2 --samples 12 --batch-size 8 --seed 0 --steps 1,2"
-COMMANDS = {
-    "pruned": "prune --limit 200 --epochs 1 --cycles 1 --seed 0",
-    "binary": "binarize --model mlp --limit 200 --epochs 2 --seeds 2 --estimator ste,float",
-    "moons": f"flow --data moons --reflow-updates 4 {SMALL}",
-    "form": f"diffusion --data moons --phases 2 --rectify-updates 4 {SMALL}",
-    "pipeline": "diffusion --pipeline {pipeline} --pairs 4 --pair-steps 2 --rectify-updates 2 "
-    "--batch-size 4 --samples 2 --steps 1,2",
-    "protein": "protein --data {chains} --lengths 12 --steps 4,3 --samples 2 --crop 12 "
-    "--shortest 12 --epochs 1 --batch-size 2 --pairs 4 --pair-steps 2 --reflow-epochs 1",
-    "scattered": "scatter --networks ridgelet_modulus --grid 32 --steps 2 --limit 40 "
-    "--orientations 2",
-    "grid": 'sweep prune --grid "seed=0,1" --limit 200 --epochs 1 --cycles 1 --workers 1',
-}
-
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A finished run of each verb, without the page of its own."""
-    place = tmp_path_factory.mktemp("mixed")
-    with pytest.MonkeyPatch.context() as patch:
-        for report in REPORTS:
-            patch.setattr(report, "page", lambda *_: "")
-        patch.setattr(diffusion_pipeline, "GEOMETRY_STEPS", 4)
-        material.small_proteins(patch.setattr, patch.setitem)
-        for name, words in COMMANDS.items():
-            assert main([*material.split(words), "--quiet", "--out", str(place / name)]) == 0
-    return [place / name for name in COMMANDS]
+def folders():
+    for package in ("diffusers", "transformers", "gemmi", "biotite"):
+        pytest.importorskip(package)
+    return material.finished()
 
 
 @pytest.fixture(scope="module")

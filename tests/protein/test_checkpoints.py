@@ -210,6 +210,14 @@ def test_a_tensor_that_repeats_its_data_without_end_is_refused(small_model, tmp_
         load_checkpoint(folder)
 
 
+def test_a_pickle_that_remembers_more_than_it_has_seen_is_refused(tmp_path):
+    path = tmp_path / "memo.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("memo/data.pkl", b"\x80\x02}r\xff\xff\xff\x7f.")  # memo of 16 gigabytes
+    with pytest.raises(UserError, match="it remembers object 2147483647 after 2 steps"):
+        load_checkpoint(path)
+
+
 def test_sizes_that_no_weights_have_take_no_memory(small_model, tmp_path):
     from safetensors.torch import save_file
 

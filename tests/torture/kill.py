@@ -72,11 +72,11 @@ def child(arguments: list[str], folder: Path, jump: int | None, saves: float) ->
         os.dup2(os.open(folder / f"child.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     training._SAVE_EVERY_SECONDS = saves
-    if arguments[0] == "protein":
-        material.small_proteins()
     if jump is not None:
         unsteady_clock(jump)
-    code = cli.main(arguments)
+    is_small = material.small_proteins() if arguments[0] == "protein" else contextlib.nullcontext()
+    with is_small:
+        code = cli.main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -6,11 +6,15 @@ import atexit
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -50,16 +54,15 @@ def pipeline() -> Path:
     return place() / "pipeline"
 
 
-def small_proteins(
-    set_attribute: Callable[..., None] = setattr, set_item: Callable[..., None] = dict.__setitem__
-) -> None:
+@contextmanager
+def small_proteins() -> Iterator[None]:
     """Let the smallest preset be smaller, and measure few real windows: for kills, not for use."""
     from rectified.jobs import protein_study
     from rectified.protein import model
     from tests.protein.conftest import SMALL
 
-    set_item(model.SIZES, "tiny", SMALL)
-    set_attribute(protein_study, "_REAL", 8)
+    with patch.dict(model.SIZES, tiny=SMALL), patch.object(protein_study, "_REAL", 8):
+        yield
 
 
 MATERIAL: dict[str, Callable[[], Any]] = {"{chains}": chains, "{pipeline}": pipeline}
@@ -71,3 +74,39 @@ def split(words: str) -> list[str]:
         if name in words:
             words = words.replace(name, str(make()))
     return shlex.split(words)
+
+
+_SMALL = "--updates 4 --pairs 20 --pair-steps 2 --samples 12 --batch-size 8 --seed 0 --steps 1,2"
+RUNS = {  # a run of every verb, as small as it can be
+    "pruned": "prune --limit 200 --epochs 1 --cycles 1 --seed 0",
+    "binary": "binarize --model mlp --limit 200 --epochs 2 --seeds 2 --estimator ste,float",
+    "moons": f"flow --data moons --reflow-updates 4 {_SMALL}",
+    "form": f"diffusion --data moons --phases 2 --rectify-updates 4 {_SMALL}",
+    "pipeline": "diffusion --pipeline {pipeline} --pairs 4 --pair-steps 2 --rectify-updates 2 "
+    "--batch-size 4 --samples 2 --steps 1,2",
+    "protein": "protein --data {chains} --lengths 12 --steps 4,3 --samples 2 --crop 12 "
+    "--shortest 12 --epochs 1 --batch-size 2 --pairs 4 --pair-steps 2 --reflow-epochs 1",
+    "scattered": "scatter --networks ridgelet_modulus --grid 32 --steps 2 --limit 40 "
+    "--orientations 2",
+    "grid": 'sweep prune --grid "seed=0,1" --limit 200 --epochs 1 --cycles 1 --workers 1',
+}
+_PAGES = ("binarize_report", "flow_report", "protein_report", "prune_report", "scatter_report")
+
+
+@cache
+def finished() -> list[Path]:
+    """Folders of `RUNS`, done here, without pages of their own, whose figures take long."""
+    from rectified.cli import main
+    from rectified.jobs import diffusion_pipeline
+
+    with ExitStack() as stack:
+        for name in (*_PAGES, "sweep_report"):
+            module = import_module(f"rectified.jobs.{name}")
+            stack.enter_context(patch.object(module, "page", lambda *_: ""))
+        stack.enter_context(patch.object(diffusion_pipeline, "GEOMETRY_STEPS", 4))
+        stack.enter_context(small_proteins())
+        stack.enter_context(redirect_stdout(StringIO()))
+        for name, words in RUNS.items():
+            code = main([*split(words), "--quiet", "--out", str(place() / name)])
+            assert code == 0, f"{name} ended with {code}"
+    return [place() / name for name in RUNS]

@@ -25,8 +25,9 @@ from rectified.cli import from_settings
 from rectified.data.points import read_points
 from rectified.flow.pairs import PairStore
 from rectified.jobs.flow import load_field
+from rectified.jobs.reports import combined
 from rectified.models import VelocityMLP, cnn
-from rectified.runs import read_config, write_config
+from rectified.runs import read_config, read_results, write_config
 from tests.torture import material
 from tests.torture.reader import Reader, parted, with_header, written
 
@@ -54,6 +55,25 @@ def _read_config(path: Path) -> None:
     module, name, check = _SETTINGS.get(verb, _SETTINGS["flow"])
     job = import_module(f"rectified.jobs.{module}")
     getattr(job, check)(from_settings(getattr(job, name), settings, source=str(path)))
+
+
+# ---- results
+
+
+def _results(_: Path) -> list[bytes]:
+    return [(folder / "results.json").read_bytes() for folder in material.finished()]
+
+
+def _read_results(path: Path) -> None:
+    """Results of any verb, beside the details of a run of that verb."""
+    try:
+        verb = read_results(path.parent)["verb"]
+    finally:
+        (path.parent / "details.json").unlink(missing_ok=True)
+    for folder in material.finished():
+        if read_results(folder)["verb"] == verb and (folder / "details.json").exists():
+            shutil.copy(folder / "details.json", path.parent)
+    combined([path.parent])
 
 
 # ---- 1-bit networks
@@ -304,6 +324,11 @@ def _pipeline_reader(part: str) -> Reader:
 
 
 VERB_READERS = {
+    "results_of_verbs": Reader(
+        *("results.json", _results, _read_results, True),
+        needs=("diffusers", "transformers", "gemmi", "biotite"),
+        every=50,
+    ),
     "settings": Reader("config.yaml", _configs, _read_config, text=True),
     "packed": Reader("packed.safetensors", _packed, _read_packed, needs=("numba",)),
     "malicious_packed": Reader(
