@@ -24,7 +24,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "rewriting": set(),
     "data": {"training"},
     "pruning": {"training", "gang", "rewriting"},
-    "binary": {"training", "gang", "rewriting", "untrusted"},
+    "binary": {"training", "gang", "rewriting"},
     "flow": {"training", "frechet"},
     "protein": {"flow", "untrusted"},
     "scattering": {"frechet"},

@@ -71,6 +71,31 @@ def test_a_factory_from_a_file_is_refused_and_not_imported(words, capsys):
     assert not Path("run").exists()
 
 
+
+@pytest.mark.parametrize(
+    ("verb", "settings"),
+    [
+        ("protein", {"data": "chains.npz", "mpnn": "theirs of mine"}),
+        ("sweep", {"of": "protein", "grid": "seed=0 mpnn=theirs", "settings": {"data": "a.npz"}}),
+    ],
+)
+def test_a_folder_of_scripts_from_a_file_is_refused(verb, settings, capsys):
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(yaml.safe_dump({"verb": verb, **settings}))
+    told = said(capsys, verb, "--resume", "run")
+    assert "run/config.yaml and would run code" in told
+    assert "--mpnn theirs" in told
+
+
+def test_a_folder_of_scripts_that_was_typed_is_let_through():
+    settings = {"mpnn": "theirs"}
+    for words in (["--mpnn", "theirs"], ["--mpnn=theirs"], ["--grid", "seed=0 mpnn=theirs,b"]):
+        check_consent(settings, words, "theirs.yaml")
+        Path(consent._file()).unlink()
+    with pytest.raises(UserError, match="'theirs' stands in theirs.yaml"):
+        check_consent(settings, ["--data", "theirs.npz"], "theirs.yaml")
+
+
 def test_a_run_of_somebody_elses_is_not_resumed_without_a_word(capsys):
     Path("run").mkdir()
     Path("run/config.yaml").write_text(Path("theirs.yaml").read_text())

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 from rectified import __version__
-from rectified.consent import check_consent, factories
+from rectified.consent import check_consent, factories, folders
 from rectified.errors import UserError, choose
 
 if TYPE_CHECKING:
@@ -394,8 +394,8 @@ def _file_of_settings(arguments: Sequence[str], go_on: Collection[str] = ()) -> 
     if resume is None:
         return file
     flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    model = _value(arguments, "--model")  # typed again, which is how one agrees to a factory
-    same = ["--model"] if model is not None and model in _models(Path(resume) / CONFIG) else []
+    code = _code(Path(resume) / CONFIG)  # typed again, which is how one agrees to it
+    same = [flag for flag in ("--model", "--mpnn") if _value(arguments, flag) in code]
     extra = sorted(flags - {*_ALWAYS, *go_on, *same})
     if extra:
         raise UserError(f"--resume goes on with the run's own settings: leave out {extra[0]}")
@@ -404,11 +404,14 @@ def _file_of_settings(arguments: Sequence[str], go_on: Collection[str] = ()) -> 
     return str(Path(resume) / CONFIG)
 
 
-def _models(file: Path) -> list[str]:
-    """The factories that a file of settings names."""
+def _code(file: Path) -> list[str]:
+    """The factories and folders of scripts that a file of settings names."""
     from rectified.runs import read_config
 
-    return list(factories(read_config(file)[1])) if file.is_file() else []
+    if not file.is_file():
+        return []
+    settings = read_config(file)[1]
+    return [*factories(settings), *folders(settings)]
 
 
 def _value(arguments: Sequence[str], flag: str) -> str | None:

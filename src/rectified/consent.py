@@ -1,7 +1,7 @@
 """Code that settings name: `module:factory` runs only if the person at the keyboard said so.
 
-A settings file may come from anybody, with a run, by mail. So a factory that stands in a file, and
-not on the command line, is asked about in a terminal and refused elsewhere. What was typed once is
+A settings file may come from anybody, with a run, by mail. So a factory that stands in a file, or a
+folder whose scripts would be run (`mpnn`), and not on the command line, is asked about in a terminal and refused elsewhere. What was typed once is
 remembered, for the folder in which it was typed (that is where the module is looked for), outside
 of any run: `--resume` of one's own run needs no other flag.
 
@@ -20,6 +20,7 @@ from typing import Any
 
 from rectified.errors import UserError
 
+FOLDERS = ("mpnn",)  # settings that name a folder of scripts
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _BETWEEN = re.compile(r"[\s,+='\"]+")  # of command lines, lists and grids
 
@@ -41,8 +42,28 @@ def factories(value: Any) -> Iterator[str]:
             yield from factories(entry)
 
 
+def folders(value: Any) -> Iterator[str]:
+    """Every folder of scripts in nested settings, and in grids of them.
+
+    Example:
+        >>> list(folders({"mpnn": "a b", "settings": {"mpnn": None}, "grid": "seed=0 mpnn=c,d"}))
+        ['a b', 'c', 'd']
+    """
+    if isinstance(value, str):
+        for name in FOLDERS:
+            for found in re.findall(rf"(?:^|\s){name}=(\S+)", value):
+                yield from found.split(",")
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            named = key in FOLDERS and isinstance(entry, str)
+            yield from [entry] if named else folders(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from folders(entry)
+
+
 def check_consent(settings: Mapping[str, Any], arguments: Sequence[str], file: str | None) -> None:
-    """See that somebody typed every factory in `settings`, now or before, or agrees now.
+    """See that somebody typed all code that `settings` name, now or before, or agrees now.
 
     Args:
         settings: all of the run's.
@@ -52,26 +73,33 @@ def check_consent(settings: Mapping[str, Any], arguments: Sequence[str], file: s
     Raises:
         UserError: if code would run that nobody asked for.
     """
-    named = list(dict.fromkeys(factories(settings)))
+    named = {code: "--model" for code in factories(settings)}
+    named |= {code: f"--{FOLDERS[0]}" for code in folders(settings)}
     if not named:
         return
-    typed = set(factories(list(arguments))) if file is not None else set(named)
     here = str(Path.cwd())
     known = set(_remembered().get(here, ()))
-    for factory in named:
-        if factory not in typed | known and not _agrees(factory, str(file)):
+    for code, flag in named.items():
+        if file is None or code in known or _is_typed(code, arguments):
+            continue
+        if not _agrees(code, file):
             raise UserError(
-                f"{factory!r} stands in {file} and would run code of this folder or of a package: "
-                f"if you trust it, say so with --model {factory}"
+                f"{code!r} stands in {file} and would run code of this folder or of a package: "
+                f"if you trust it, say so with {flag} {code}"
             )
     _remember(here, known | set(named))
 
 
-def _agrees(factory: str, file: str) -> bool:
+def _is_typed(code: str, arguments: Sequence[str]) -> bool:
+    words = [*arguments, *(word.partition("=")[2] for word in arguments)]
+    return code in words or code in factories(words) or code in folders(words)
+
+
+def _agrees(code: str, file: str) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     print(
-        f"{factory!r} stands in {file} and would run code. Run it? [y/N] ", end="", file=sys.stderr
+        f"{code!r} stands in {file} and would run code. Run it? [y/N] ", end="", file=sys.stderr
     )
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

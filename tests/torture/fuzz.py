@@ -129,7 +129,7 @@ def why(reader: Reader, content: bytes, folder: Path) -> str:
     try:
         reader.read(path)
     except Exception:
-        return traceback.format_exc()
+        return traceback.format_exc().encode("ascii", "backslashreplace").decode()
     return "not again"
 
 

@@ -13,6 +13,7 @@ and may hold more. Chains that break a rule are refused one by one, by name.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
@@ -86,8 +87,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         check_archive(path, stored=False)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, BadZipFile, EOFError) as error:
-        raise UserError(f"{path} cannot be read: empty, truncated or damaged ({error})") from error
+    except (
+        *(OSError, ValueError, BadZipFile, EOFError, zlib.error, MemoryError),
+        *(NotImplementedError, RuntimeError),  # another packing; a password
+    ) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path} cannot be read: empty, truncated or damaged ({reason})") from error
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
         raise UserError(f"{path} is not a set of chains: it lacks {', '.join(missing)}")

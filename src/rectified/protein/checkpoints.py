@@ -19,7 +19,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import pickletools
 import re
+import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -174,6 +176,7 @@ def read_lightning(path: Path) -> dict[str, Any]:
             if len(inside) != 1:
                 raise UserError(f"{path} is not a PyTorch checkpoint: it has no data.pkl")
             root = inside[0].rpartition("/")[0]
+            _check_pickle(archive.read(inside[0]))
             with archive.open(inside[0]) as file:
                 found = RestrictedUnpickler(file, archive, root).load()
     except UserError as error:
@@ -181,12 +184,26 @@ def read_lightning(path: Path) -> dict[str, Any]:
     except (
         *(OSError, BadZipFile, pickle.UnpicklingError, KeyError, ValueError, TypeError),
         *(EOFError, AttributeError, IndexError, RuntimeError, AssertionError, OverflowError),
+        *(NotImplementedError, MemoryError, zlib.error),
     ) as error:
-        reason = str(error) or type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} is damaged or not a Lightning checkpoint ({reason})") from error
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
         raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")
     return found
+
+
+def _check_pickle(content: bytes) -> None:
+    """See that a pickle asks for no more memory than it has bytes.
+
+    A few of them can make the memo of Python's unpickler, or an empty bytearray, gigabytes long.
+
+    Raises:
+        ValueError: if it does, or ends before it should.
+    """
+    for number, (code, argument, _) in enumerate(pickletools.genops(content)):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > number:
+            raise ValueError(f"it remembers object {argument} after {number} steps")
 
 
 def load_checkpoint(path: Path | str) -> FlowModel:
