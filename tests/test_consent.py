@@ -71,7 +71,6 @@ def test_a_factory_from_a_file_is_refused_and_not_imported(words, capsys):
     assert not Path("run").exists()
 
 
-
 @pytest.mark.parametrize(
     ("verb", "settings"),
     [
@@ -92,7 +91,7 @@ def test_a_folder_of_scripts_that_was_typed_is_let_through():
     for words in (["--mpnn", "theirs"], ["--mpnn=theirs"], ["--grid", "seed=0 mpnn=theirs,b"]):
         check_consent(settings, words, "theirs.yaml")
         Path(consent._file()).unlink()
-    with pytest.raises(UserError, match="'theirs' stands in theirs.yaml"):
+    with pytest.raises(UserError, match=r"'theirs' stands in theirs\.yaml"):
         check_consent(settings, ["--data", "theirs.npz"], "theirs.yaml")
 
 

@@ -429,7 +429,9 @@ def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> 
     Raises:
         UserError: for a setting that the config does not have, or a value of another type.
     """
-    from typeguard import TypeCheckError, check_type
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+    every = CollectionCheckStrategy.ALL_ITEMS
 
     hints = get_type_hints(config)
     known = {f.name for f in fields(config)}
@@ -439,7 +441,7 @@ def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> 
         value = tuple(value) if isinstance(value, list) else value
         value = float(value) if hints[name] is float and isinstance(value, int) else value
         try:
-            values[name] = check_type(value, hints[name])
+            values[name] = check_type(value, hints[name], collection_check_strategy=every)
         except TypeCheckError:
             shown = repr(value)[:100]
             raise UserError(f"{name} in {source} has an unusable value: {shown}") from None

@@ -1,9 +1,10 @@
 """Code that settings name: `module:factory` runs only if the person at the keyboard said so.
 
 A settings file may come from anybody, with a run, by mail. So a factory that stands in a file, or a
-folder whose scripts would be run (`mpnn`), and not on the command line, is asked about in a terminal and refused elsewhere. What was typed once is
-remembered, for the folder in which it was typed (that is where the module is looked for), outside
-of any run: `--resume` of one's own run needs no other flag.
+folder whose scripts would be run (`mpnn`), and not on the command line, is asked about in a
+terminal and refused elsewhere. What was typed once is remembered, for the folder in which it was
+typed (that is where the module is looked for), outside of any run: `--resume` of one's own run
+needs no other flag.
 
     $XDG_STATE_HOME/rectified/factories.json      (~/.local/state by default)
 """
@@ -73,8 +74,8 @@ def check_consent(settings: Mapping[str, Any], arguments: Sequence[str], file: s
     Raises:
         UserError: if code would run that nobody asked for.
     """
-    named = {code: "--model" for code in factories(settings)}
-    named |= {code: f"--{FOLDERS[0]}" for code in folders(settings)}
+    named = dict.fromkeys(factories(settings), "--model")
+    named |= dict.fromkeys(folders(settings), f"--{FOLDERS[0]}")
     if not named:
         return
     here = str(Path.cwd())
@@ -98,9 +99,7 @@ def _is_typed(code: str, arguments: Sequence[str]) -> bool:
 def _agrees(code: str, file: str) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(
-        f"{code!r} stands in {file} and would run code. Run it? [y/N] ", end="", file=sys.stderr
-    )
+    print(f"{code!r} stands in {file} and would run code. Run it? [y/N] ", end="", file=sys.stderr)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError  # of a damaged header
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def read_points(path: Path) -> Drawn:
     try:
         table = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _table(path)
         points = torch.from_numpy(np.asarray(table, dtype=np.float32))
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, TokenError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} is not a table of numbers ({reason})") from error
     if points.ndim != 2 or not points.numel():

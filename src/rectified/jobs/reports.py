@@ -41,8 +41,8 @@ SECTIONS: dict[str, Callable[[Row, Row], Iterable[Section]]] = {
     ),
     "sweep": lambda results, _: sweep_report.sections(results),
 }
-# a sweep has no details, and tells what its columns are by the types in the file: a null is none
-AS_WRITTEN = ("sweep",)
+# these have no details; a sweep tells what its columns are by the types in the file: a null is none
+AS_WRITTEN = ("sweep", "scatter")
 
 
 def combined(paths: Sequence[Path]) -> str:

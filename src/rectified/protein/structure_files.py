@@ -94,7 +94,10 @@ def read_structure(path: Path, rules: ChainRules | None = None) -> tuple[list[Ch
     model = _first_model(path)
     chains, refused = [], []
     for part in model:
-        residues = list(_residues(part))
+        try:
+            residues = list(_residues(part))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is damaged: a name of a residue is no text") from error
         if not residues:
             continue
         try:
