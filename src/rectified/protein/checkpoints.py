@@ -202,7 +202,7 @@ def _check_pickle(content: bytes) -> None:
         ValueError: if it does, or ends before it should.
     """
     for number, (code, argument, _) in enumerate(pickletools.genops(content)):
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > number:
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > number:
             raise ValueError(f"it remembers object {argument} after {number} steps")
 
 
