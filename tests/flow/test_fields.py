@@ -6,11 +6,14 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
 from rectified.errors import UserError
-from rectified.flow import PREDICTIONS, Field, edm, predictions, straight, vp_linear
+from rectified.flow import PREDICTIONS, Field, edm, predictions, reflow, straight, vp_linear
 from rectified.flow.fields import NO_CLASS
 from rectified.flow.paths import along
+from rectified.models import VelocityResMLP
+from rectified.training import FitConfig
 from tests.flow.oracles import PATHS, GaussianFlow, normal
 
 INSIDE = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
@@ -138,6 +141,31 @@ def test_guidance_without_labels_is_refused():
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize(("old", "new"), [("edm", "straight"), ("vp_linear", "vp_cosine")])
+def test_a_diffusion_model_is_a_flow_to_train_further(old, new, classes):
+    """The same velocity, from the same weights; training one does not change the other."""
+    torch.manual_seed(0)
+    network = VelocityResMLP((2,), 8, 1, classes)
+    nn.init.normal_(network.leave[1].weight)
+    labels = torch.arange(19) % 3 if classes else None
+    field = Field(network, PATHS[old], predictions.v_prediction, labels)
+    carried = field.on(PATHS[new])
+    start = carried.trainable()
+    x = normal(19, 2).float()
+    t = INSIDE.float()
+    torch.testing.assert_close(start(x, t), carried(x, t))
+    pairs = (x, x + 1) if labels is None else (x, x + 1, labels)
+    config = FitConfig(1, "adam", 1e-2, device="cpu")
+    trained = reflow(start, pairs, config, batch_size=19, updates=3)
+    assert trained.path is PATHS[new]
+    assert trained.predicts is predictions.velocity
+    moved = Field(trained.network.network, PATHS[old], predictions.v_prediction, labels)
+    ours = trained if labels is None else trained.given(labels)
+    torch.testing.assert_close(moved.on(PATHS[new])(x, t), ours(x, t))
+    assert not torch.allclose(ours(x, t), carried(x, t), atol=1e-4)
+
+
 @pytest.mark.parametrize("field", [Field(lambda x, t: x), Field(lambda x, t: x).on(vp_linear)])
 def test_a_time_of_length_1_would_broadcast_in_silence_and_is_refused(field):
     with pytest.raises(UserError, match=r"got shape \(1,\) for 4 points"):

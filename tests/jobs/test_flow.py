@@ -309,6 +309,7 @@ def test_open_settings_are_filled_from_the_data_and_none_is_lost():
     points = resolve(FlowConfig(seeds=7, updates=3), shape=(2,))
     assert (points.model, points.pairs, points.updates, points.seeds) == ("mlp", 50_000, 3, 7)
     assert resolve(points, shape=(2,)) == points
+    assert resolve(FlowConfig(steps=(2, 1, 2)), shape=(2,)).steps == (2, 1)
     assert resolve(DEFAULT, shape=(1, 8, 8)).model == "resmlp"
     assert resolve(DEFAULT, shape=(3, 32, 32)).model == "unet"
 
@@ -427,9 +428,10 @@ def test_a_damaged_shard_is_named_and_the_run_goes_on_without_it(tmp_path, monke
 
 
 @quick
-def test_noise_on_a_path_of_large_gain_is_warned_of(tmp_path):
+def test_noise_on_a_path_of_large_gain_is_warned_of(tmp_path, capsys):
     results = run(tmp_path / "a", "--predict noise --path vp_linear --rounds 1")
     assert "terminal gain 152: one step multiplies the error" in results["warnings"][0]
+    assert f"mind: {results['warnings'][0]}" in capsys.readouterr().out
     results = run(tmp_path / "b", "--predict noise --rounds 1")
     assert "terminal gain infinite" in results["warnings"][0]
     assert run(tmp_path / "c", "--predict v_prediction --rounds 1")["warnings"] == []
@@ -515,6 +517,8 @@ def test_pairs_that_look_exchanged_are_warned_of(tmp_path):
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"solver": "euler", "path": "edm"}, "curved path edm: write --solver natural_euler"),
+        ({"guidance": math.nan}, "guidance must be a number, got nan"),
+        ({"pair_guidance": math.inf}, "pair_guidance must be a number, got inf"),
         ({"guidance": 2.0}, "guidance needs a condition: add --conditional"),
         ({"pair_guidance": 2.0}, "guidance needs a condition"),
         ({"couple": "class_ot"}, "class_ot needs class labels: add --conditional"),
@@ -530,7 +534,8 @@ BAD = [
     ("--data nowhere", "nowhere"),
     ("--data {tmp}/nan.npy", "nan.npy: row 4 holds a NaN or infinity"),
     ("--data {tmp}/few.csv", "few.csv must hold at least 10 points, got 2"),
-    ("--data {tmp}/empty", "empty"),
+    ("--data {tmp}/none.csv", "none.csv must be a table with a row a point, got shape (0, 1)"),
+    ("--data {tmp}/empty", "empty must hold parquet files, or a folder of images for each"),
     ("--data moons --source {tmp}/three.npy", "must have one dimension, got (3,)"),
     ("--data digits --source moons", "must have one dimension"),
     ("--data digits#11", "class '11' is not in digits; choose from 0, 1"),
@@ -554,6 +559,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys, flags, messa
     points[3, 1] = np.nan
     np.save(tmp_path / "nan.npy", points)
     (tmp_path / "few.csv").write_text("1,2\n3,4\n")
+    (tmp_path / "none.csv").write_text("x,y\n")
     (tmp_path / "empty").mkdir()
     words = flags.format(tmp=tmp_path).split()
     assert main(["flow", "--out", str(tmp_path / "run"), "--quiet", *words]) == 2

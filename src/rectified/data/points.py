@@ -11,6 +11,7 @@ The first two are those of torchcfm's tutorial (Tong et al., 2023, arXiv 2302.00
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tokenize import TokenError  # of a damaged header
@@ -104,7 +105,9 @@ def read_points(path: Path) -> Drawn:
 def _table(path: Path) -> np.ndarray:
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     has_head = any(not _is_number(cell) for cell in first.split(","))
-    return np.loadtxt(path, delimiter=",", skiprows=int(has_head), ndmin=2, dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an empty file, which the caller refuses in our words
+        return np.loadtxt(path, delimiter=",", skiprows=int(has_head), ndmin=2, dtype=np.float32)
 
 
 def _is_number(text: str) -> bool:

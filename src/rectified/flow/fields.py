@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.flow import predictions
@@ -120,3 +120,33 @@ class OnPath:
     def __call__(self, x: Points, t: Times) -> Points:
         """The velocity along the new path."""
         return predictions.velocity.of(self.endpoints(x, t), t.to(x.dtype), self.path)
+
+    def trainable(self) -> Field:
+        """The same field with a network that predicts velocities on the new path.
+
+        It holds the network of the old field, in the old network's own inputs and outputs: a
+        reflow that begins at a diffusion model.
+
+        Example:
+            >>> from rectified.flow.paths import edm
+            >>> layer = nn.Linear(2, 2)
+            >>> diffusion = Field(lambda x, t: layer(x), edm, predictions.edm)
+            >>> start = diffusion.on(straight).trainable()  # for `reflow` or `fit`
+            >>> start.path is straight, start.predicts.name
+            (True, 'velocity')
+        """
+        return Field(_Carried(self), self.path, labels=self.field.labels)
+
+
+class _Carried(nn.Module):
+    """(x, t) or (x, t, labels) to the velocity along another path than the network's own."""
+
+    def __init__(self, carried: OnPath) -> None:
+        super().__init__()
+        self.network = carried.field.network
+        self.own, self.predicts = carried.field.path, carried.field.predicts
+        self.path = carried.path
+
+    def forward(self, x: Points, t: Times, labels: Int64[Tensor, " batch"] | None = None) -> Points:
+        """The velocity."""
+        return OnPath(Field(self.network, self.own, self.predicts, labels), self.path)(x, t)

@@ -74,7 +74,7 @@ def plan(
         iterations: of the potentials, in logarithms, where small epsilon does not underflow.
 
     Example:
-        >>> plan(torch.tensor([[0.0, 9.0], [9.0, 0.0]]), epsilon=0.1)
+        >>> plan(torch.tensor([[0.0, 9.0], [9.0, 0.0]]), epsilon=0.1).round()
         tensor([[1., 0.],
                 [0., 1.]])
     """

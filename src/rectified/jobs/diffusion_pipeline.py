@@ -159,8 +159,9 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
     if config.phases > 1 and config.loss == "prediction":
         raise UserError("phases compare where steps arrive: leave out the loss 'prediction'")
     rate = config.learning_rate or _RATES[config.lora_rank > 0]
-    training(replace(config, learning_rate=rate), 0)
-    return replace(config, learning_rate=rate)
+    filled = replace(config, learning_rate=rate, steps=tuple(dict.fromkeys(config.steps)))
+    training(filled, 0)
+    return filled
 
 
 def training(config: PipelineConfig, seed: int) -> FitConfig:
@@ -503,8 +504,8 @@ class _Study:
         self.folder.write_text("report.html", flow_report.page(results, details))
         self.folder.write_results(**results)
         place = self.folder.path / "pipeline"
-        said = [flow_report.text(results), *(f"mind: {one}" for one in results["warnings"])]
-        return "\n".join([*said, f"pipeline: {place} (guidance_scale {self.config.guidance:g})"])
+        where = f"pipeline: {place} (guidance_scale {self.config.guidance:g})"
+        return f"{flow_report.text(results)}\n{where}"
 
 
 def _sampled(given: Any, x0: Tensor, steps: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ WEIGHTS, DISTILLED, FIRST_WEIGHTS = (
 )
 
 
+_FILLED = ("model", "steps")  # settings that are filled in though they are not None
 _PICTURED = 256  # images in samples.png
 
 
@@ -60,10 +62,13 @@ def run_studies(
     """
     study = studies[0]
     filled = {
-        name: getattr(study.config, name, value) if value is None or name == "model" else value
+        name: getattr(study.config, name, value) if value is None or name in _FILLED else value
         for name, value in settings.items()
     }
     study.folder.begin(verb, filled, facts)
+    if study.progress:  # what is known at once, while it can be stopped at no cost
+        for words in gain_warnings(study):
+            print(f"rectified: {words}", file=sys.stderr)
     done: dict[Key, Trained] = {}
     for one in studies:
         done |= one.go_on()
@@ -109,10 +114,7 @@ def warnings(
     study: FlowStudy, rows: list[dict[str, Any]], notes: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     """What a user should know before trusting the figures."""
-    said = []
-    gain = flow.gain_warning(study.path, flow.PREDICTIONS[study.config.predict])
-    if gain:
-        said.append(f"Path {study.config.path}, {gain}.")
+    said = gain_warnings(study)
     solver = study.config.solver
     for name, note in notes.items():
         if solver == "renoise" and note["first_order_gap"] > flow_settings.RENOISE_GAP:
@@ -127,6 +129,12 @@ def warnings(
     if solver == "renoise" and max(study.config.steps) > max(flow_settings.RENOISE_STEPS):
         said.append("renoise grows worse with more than 8 steps.")
     return said
+
+
+def gain_warnings(study: FlowStudy) -> list[str]:
+    """Whether the first step of what is learnt is ill-conditioned."""
+    gain = flow.gain_warning(study.path, flow.PREDICTIONS[study.config.predict])
+    return [f"Path {study.config.path}, {gain}."] if gain else []
 
 
 def _last(study: FlowStudy, suffix: str = "") -> Key:

@@ -106,6 +106,7 @@ def text(results: Results) -> str:
     said.append("")
     for title, words in findings(results):
         said.append(f"{title}: {words}")
+    said += [f"mind: {words}" for words in results["warnings"]]
     return "\n".join(said)
 
 

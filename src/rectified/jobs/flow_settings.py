@@ -183,6 +183,7 @@ def resolve(config: FlowConfig, *, shape: tuple[int, ...]) -> FlowConfig:
     filled = {name: v for name, v in defaults.items() if getattr(config, name) is None}
     if config.model == "auto":
         filled["model"] = "mlp" if is_points else "resmlp" if size <= SMALL_IMAGE else "unet"
+    filled["steps"] = tuple(dict.fromkeys(config.steps))  # a number named twice is measured once
     return replace(config, **filled)
 
 
