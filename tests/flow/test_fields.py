@@ -166,6 +166,7 @@ def test_a_diffusion_model_is_a_flow_to_train_further(old, new, classes):
     assert not torch.allclose(ours(x, t), carried(x, t), atol=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("field", [Field(lambda x, t: x), Field(lambda x, t: x).on(vp_linear)])
 def test_a_time_of_length_1_would_broadcast_in_silence_and_is_refused(field):
     with pytest.raises(UserError, match=r"got shape \(1,\) for 4 points"):

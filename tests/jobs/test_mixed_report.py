@@ -44,7 +44,7 @@ def test_no_id_stands_twice(page):
 
 def test_the_overview_names_data_and_seeds_of_each(page):
     overview = page.partition("What this page covers")[2].partition("</table>")[0]
-    for word in ("digits", "moons", "chains.npz", "pipeline"):
+    for word in ("digits", "moons", "chains.npz", "unconditional"):
         assert word in overview
 
 

@@ -50,8 +50,8 @@ def pipeline() -> Path:
     from tests.flow.diffusers import tiny
 
     torch.manual_seed(0)
-    tiny.unconditional().save_pretrained(place() / "pipeline")
-    return place() / "pipeline"
+    tiny.unconditional().save_pretrained(place() / "unconditional")
+    return place() / "unconditional"
 
 
 @contextmanager
