@@ -5,9 +5,11 @@ import subprocess
 import sys
 import threading
 import time
+from typing import no_type_check
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 pytest.importorskip("numba")
 
@@ -174,3 +176,23 @@ assert not gang.CACHED
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert gang.CACHED
+
+
+@no_type_check
+def nothing(words, part, parts):
+    """Compiled by the tests of the lock."""
+
+
+def test_two_processes_do_not_compile_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another one's lock, as a process that compiles holds it.
+    folder = gang._CACHE
+    assert folder is not None
+    compiled = threading.Event()
+    with FileLock(folder / "compiling.lock"):
+        thread = threading.Thread(target=lambda: (job(nothing), compiled.set()))
+        thread.start()
+        assert not compiled.wait(0.3)
+        monkeypatch.setattr(gang, "COMPILING", 0)
+        assert job(nothing).address  # who has waited long enough goes on alone
+    thread.join()
+    assert compiled.is_set()

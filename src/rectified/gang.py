@@ -36,12 +36,14 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Lock, Thread, get_native_id
 from typing import Any, no_type_check
 
 import numpy as np
+from filelock import FileLock
 from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.core import cgutils
@@ -49,6 +51,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 WATCH = 3e-4  # seconds: longer than Python takes between two calls of a loop
+COMPILING = 300  # seconds to wait for another process that compiles, which takes ten or so
 PATIENCE = 2000  # looks at a word, a few microseconds, before the core is offered to others
 
 # Words of the board, each group on a cache line of its own.
@@ -59,23 +62,44 @@ _LEFT = 1 << 20  # the state is _LEFT * number of the run + parts left to take
 _INT = ir.IntType(64)
 
 
-def _can_keep_code() -> bool:
-    """Whether numba finds a folder to write to; some containers have none."""
+def _cache_folder() -> Path | None:
+    """Where numba keeps this module's code; some containers have no folder to write to."""
     try:
-        njit(cache=True)(_can_keep_code)
+        return Path(str(njit(cache=True)(_cache_folder).stats.cache_path))
     except RuntimeError:
-        return False
-    return True
+        return None
 
 
-CACHED = _can_keep_code()  # else code is compiled anew in every process, which takes seconds
+_CACHE = _cache_folder()
+CACHED = _CACHE is not None  # else code is compiled anew in every process, which takes seconds
+
+
+@contextmanager
+def _compiling_alone() -> Iterator[None]:
+    """Keep other processes from compiling, as far as the file system can lock.
+
+    numba writes a function's index and its code one after the other, and names the code's file by
+    the index that it read. Two processes that compile several signatures of one function into an
+    empty cache can thus leave an index that leads to the code of another signature, for good.
+    """
+    lock = None if _CACHE is None else FileLock(_CACHE / "compiling.lock")
+    if lock is not None:
+        try:
+            lock.acquire(timeout=COMPILING)
+        except (OSError, NotImplementedError):  # a timeout is an OSError
+            lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def job(function: Any) -> Any:
     """Compile `(words, part, parts)` into what `run` takes; kept in numba's cache, if any."""
-    return cfunc(types.void(types.CPointer(types.int64), types.int64, types.int64), cache=CACHED)(
-        function
-    )
+    signature = types.void(types.CPointer(types.int64), types.int64, types.int64)
+    with _compiling_alone():
+        return cfunc(signature, cache=CACHED)(function)
 
 
 def address(array: NDArray[Any]) -> int:
