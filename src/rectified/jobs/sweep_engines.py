@@ -127,10 +127,13 @@ def _local(workers: int, threads: int) -> Iterator[Engine]:
             inner_max_num_threads=threads,
         )(delayed(work)(task) for task in tasks)
 
+    # `reuse`: that of the runs; without it, another one, and a second's wait for the workers' end
     try:
         yield run
-    finally:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    except BaseException:
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+        raise
+    get_reusable_executor(reuse=True).shutdown(wait=False)  # they end while results are merged
 
 
 @contextlib.contextmanager
