@@ -93,6 +93,7 @@ def test_any_results_are_shown_or_refused(tmp_path, rows, summary, config, verb)
         ("score: " + "[" * 5000, "is not a YAML file"),
         ("seed: " + "9" * 5000, "is not a YAML file"),
         ("seed: 2001-99-99", "is not a YAML file"),
+        ("rate: " + "9" * 400, "rate in c.yaml has an unusable value: 9999"),
         ("x: !!python/object/apply:os.system ['touch ran']", "is not a YAML file"),
         ("? [1]\n: 2", "is not a YAML file|unknown setting"),
     ],

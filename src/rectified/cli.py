@@ -439,10 +439,10 @@ def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> 
     for name, value in settings.items():
         choose(f"setting in {source}", str(name)[:100], sorted(known))
         value = tuple(value) if isinstance(value, list) else value
-        value = float(value) if hints[name] is float and isinstance(value, int) else value
         try:
+            value = float(value) if hints[name] is float and isinstance(value, int) else value
             values[name] = check_type(value, hints[name], collection_check_strategy=every)
-        except TypeCheckError:
+        except (TypeCheckError, OverflowError):  # an integer may be too large for a float
             shown = repr(value)[:100]
             raise UserError(f"{name} in {source} has an unusable value: {shown}") from None
     return config(**values)

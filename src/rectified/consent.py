@@ -112,8 +112,8 @@ def _remembered() -> dict[str, list[str]]:
     try:
         found = json.loads(_file().read_text(encoding="utf-8"))
         return {str(k): list(map(str, v)) for k, v in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # nothing is remembered
-        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}  # nothing is remembered
 
 
 def _remember(here: str, named: set[str]) -> None:

@@ -174,6 +174,7 @@ def test_a_store_of_something_else_is_refused(tmp_path, changes, message):
     ("content", "message"),
     [
         ("{", "cannot be read"),
+        ('{"a":' * 100_000, "cannot be read"),
         ("[]", "is not a store of pairs that this version reads"),
         ('{"format": 99}', "is not a store of pairs that this version reads"),
     ],

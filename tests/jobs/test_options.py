@@ -52,7 +52,12 @@ def test_seeds_count_from_zero_and_seed_is_that_one():
 
 @pytest.mark.parametrize(
     ("seeds", "seed", "message"),
-    [(0, None, "seeds must be at least 1, got 0"), (3, -1, "seed must be at least 0, got -1")],
+    [
+        (0, None, "seeds must be at least 1, got 0"),
+        (3, -1, "seed must be at least 0, got -1"),
+        (3, 2**32, "seed must be at most 4294967295"),
+        (10**12, None, "seeds must be at most 1000000"),
+    ],
 )
 def test_impossible_seeds_are_refused(seeds, seed, message):
     with pytest.raises(UserError, match=message):

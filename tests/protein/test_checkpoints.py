@@ -298,6 +298,8 @@ def test_damaged_weights_of_ours_are_refused(tmp_path):
         load_checkpoint(tmp_path)
     from safetensors.torch import save_file
 
-    save_file({"a": torch.zeros(1)}, str(tmp_path / "model.safetensors"))
-    with pytest.raises(UserError, match="damaged, or not weights of a protein flow"):
-        load_checkpoint(tmp_path)
+    for sizes in (None, "[" * 100_000, '{"node": 1e999}', '{"node": []}'):
+        metadata = None if sizes is None else {"sizes": sizes}
+        save_file({"a": torch.zeros(1)}, str(tmp_path / "model.safetensors"), metadata)
+        with pytest.raises(UserError, match="damaged, or not weights of a protein flow"):
+            load_checkpoint(tmp_path)

@@ -211,6 +211,17 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path, name, content, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("column", [17, 21], ids=["residue", "chain"])
+def test_a_name_that_is_no_text_is_refused(tmp_path, column):
+    line = bytearray(
+        b"ATOM      1  CA  GLY A   1       1.000   1.000   1.000  1.00  0.00           C\n"
+    )
+    line[column] = 0x93
+    (tmp_path / "a.pdb").write_bytes(bytes(line))
+    with pytest.raises(UserError, match=r"a.pdb is damaged: a name in it is no text"):
+        read_structure(tmp_path / "a.pdb", RULES)
+
+
 def test_a_truncated_gzip_is_refused(tmp_path):
     whole = gzip.compress("\n".join(lines_of(helix(40))).encode())
     (tmp_path / "a.pdb.gz").write_bytes(whole[: len(whole) // 2])

@@ -212,7 +212,7 @@ def fingerprint(network: nn.Module) -> str:
 def _read_facts(file: Path) -> dict[str, object]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} cannot be read ({_first_line(error)}): remove the folder"
         ) from error

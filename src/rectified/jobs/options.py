@@ -31,20 +31,38 @@ Numbers = Annotated[tuple[int, ...], _comma_separated(int)]
 """A comma-separated list of whole numbers: `--steps 1,2,4`."""
 
 
+MOST_SEEDS = 1_000_000
+LARGEST_SEED = 2**32 - 1  # that NumPy and scikit-learn take
+
+
+def check_seed(seed: int) -> None:
+    """See that every library takes a seed.
+
+    Raises:
+        UserError: if one does not.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        least = (
+            f"at least 0, got {seed}" if seed < 0 else f"at most {LARGEST_SEED}, got a larger one"
+        )
+        raise UserError(f"seed must be {least}")
+
+
 def seed_list(seeds: int, seed: int | None) -> tuple[int, ...]:
     """`--seeds 5` means seeds 0 to 4; `--seed 7` that one alone.
 
     Raises:
-        UserError: if there is no seed, or it is negative.
+        UserError: if there is no seed, or it is one that libraries refuse.
 
     Example:
         >>> seed_list(3, None), seed_list(3, 7)
         ((0, 1, 2), (7,))
     """
     if seed is not None:
-        if seed < 0:
-            raise UserError(f"seed must be at least 0, got {seed}")
+        check_seed(seed)
         return (seed,)
     if seeds < 1:
         raise UserError(f"seeds must be at least 1, got {seeds}")
+    if seeds > MOST_SEEDS:
+        raise UserError(f"seeds must be at most {MOST_SEEDS}, got more")
     return tuple(range(seeds))

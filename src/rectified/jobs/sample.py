@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rectified.errors import UserError
+from rectified.jobs.options import check_seed
 from rectified.runs import read_results
 
 MAKERS = {"flow": "flow", "diffusion": "diffusion", "protein": "protein"}  # verb -> module of jobs
@@ -61,8 +62,7 @@ def sample(folder: Path, options: SampleOptions) -> str:
             raise UserError(f"{name} must be at least 1, got {value}")
     if not math.isfinite(options.guidance):
         raise UserError(f"guidance must be a number, got {options.guidance}")
-    if options.seed < 0:
-        raise UserError(f"seed must be at least 0, got {options.seed}")
+    check_seed(options.seed)
     for name in _FLOWS if verb == "protein" else _PROTEINS:
         if getattr(options, name) != getattr(SampleOptions, name):
             raise UserError(f"a run of {verb} takes no {name}: leave it out")

@@ -367,6 +367,14 @@ def _load_ours(path: Path) -> FlowModel:
             sizes = json.loads((file.metadata() or {})[SIZES_KEY])
         known = {field.name for field in fields(ModelSizes)}
         sizes = ModelSizes(**{name: int(value) for name, value in sizes.items() if name in known})
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{path} is damaged, or not weights of a protein flow ({error})") from error
     return _filled(sizes, state, path)

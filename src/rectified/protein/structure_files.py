@@ -95,13 +95,13 @@ def read_structure(path: Path, rules: ChainRules | None = None) -> tuple[list[Ch
     chains, refused = [], []
     for part in model:
         try:
-            residues = list(_residues(part))
+            name, residues = part.name, list(_residues(part))
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is damaged: a name of a residue is no text") from error
+            raise UserError(f"{path} is damaged: a name in it is no text") from error
         if not residues:
             continue
         try:
-            chains.append(_chain(path, part.name, residues, rules))
+            chains.append(_chain(path, name, residues, rules))
         except UserError as error:
             refused.append(str(error))
     if not chains and not refused:

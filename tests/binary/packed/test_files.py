@@ -130,6 +130,8 @@ def set_node(index, place, value):
         (lambda t, m: m.pop("program"), "is damaged: KeyError"),
         (lambda t, m: m.update(program="{"), "is damaged: JSONDecodeError"),
         (set_node(2, 1, "call_method"), "is damaged: ValueError: unknown method 1"),
+        (set_node(2, 1, "call_modul%"), "is damaged: ValueError: unknown operation 'call_modul%'"),
+        (set_node(2, 1, ["output"]), "is damaged: ValueError: unknown operation"),
         (set_node(2, 3, {"what": 1}), "is damaged: ValueError: unknown kind of argument"),
         (program(lambda c: c["modules"]["0"].update(type="Popen")), "is damaged: KeyError"),
         (

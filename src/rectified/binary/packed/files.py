@@ -89,6 +89,7 @@ _MODULES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Dropout2d: ("p",),
 }
 _TYPES = {kind.__name__: kind for kind in _MODULES}
+_OPERATIONS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "iadd": operator.iadd,
@@ -379,6 +380,8 @@ def _built(program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Modu
     made: dict[str, Node] = {}
     for name, op, target, arguments, named in program["nodes"]:
         called = target
+        if op not in _OPERATIONS:
+            raise ValueError(f"unknown operation {str(op)[:80]!r}")
         if op == "call_function":
             called = _FUNCTIONS[target]
             if _asks_for_more(called, _decoded(arguments, made)):
