@@ -23,6 +23,7 @@ from rectified.errors import UserError, choose
 
 MOST_RUNS = 100_000
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
+_LONGEST = 18  # digits, which any machine word holds
 _EXAMPLE = 'such as "score=magnitude,lamp seed=0..9"'
 
 Point = Mapping[str, Any]
@@ -98,6 +99,8 @@ def _range(text: str) -> range | None:
     match = _RANGE.fullmatch(text)
     if match is None:
         return None
+    if max(map(len, match.groups(""))) > _LONGEST:
+        raise UserError(f"a range must have numbers of at most {_LONGEST} digits, got longer ones")
     first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
     if last < first or step < 1 or last - first > 10**9:  # `len` has an end, too
         raise UserError(f"a range must go up, such as 0..9 or 0..9..3, got {text!r}")
@@ -136,7 +139,7 @@ def _scalars(text: str) -> Iterator[Any]:
     words: dict[str, Any] = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         yield words[text.lower()]
-    if re.fullmatch(r"[+-]?\d{1,18}", text):
+    if re.fullmatch(rf"[+-]?\d{{1,{_LONGEST}}}", text):
         yield int(text)
     try:
         number = float(text)
