@@ -13,3 +13,4 @@ html_theme = "furo"
 html_title = "rectified"
 html_static_path: list[str] = []
 html_show_sourcelink = False
+html_show_copyright = False

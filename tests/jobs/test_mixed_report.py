@@ -46,6 +46,7 @@ def test_the_overview_names_data_and_seeds_of_each(page):
     overview = page.partition("What this page covers")[2].partition("</table>")[0]
     for word in ("digits", "moons", "chains.npz", "unconditional"):
         assert word in overview
+    assert ">0<" not in overview  # rows without a seed are of those that the settings name
 
 
 def test_a_scattering_run_has_no_bound_where_none_is_known(page):

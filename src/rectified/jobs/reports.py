@@ -92,13 +92,20 @@ def _name(path: Path, paths: Sequence[Path]) -> str:
     return name if sum(other.resolve().name == name for other in paths) == 1 else str(path)
 
 
+def _seeds_of(results: Row) -> int | str:
+    """How many there were, as the rows say, or else the settings."""
+    of_rows = {str(row["seed"]) for row in results["rows"] if "seed" in row}
+    told = results["config"].get("seeds")
+    return len(of_rows) or (told if isinstance(told, int) else "")
+
+
 def _overview(runs: Sequence[tuple[str, Row]]) -> Table:
     rows = [
         (
             name,
             results["verb"],
             str(_data_of(results["config"])),
-            len({str(row["seed"]) for row in results["rows"] if "seed" in row}),
+            _seeds_of(results),
             str(results["environment"].get("started", "")),
         )
         for name, results in runs
