@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 
@@ -78,6 +79,14 @@ def test_a_single_row_and_a_single_column_are_tables(tmp_path):
     assert read_points(tmp_path / "column.csv").shape == (2, 1)
 
 
+def head(shape: tuple[int, ...]) -> bytes:
+    """An array of that shape, says its head; four numbers follow."""
+    file = io.BytesIO()
+    said = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, said)
+    return file.getvalue() + bytes(16)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -92,6 +101,8 @@ def test_a_single_row_and_a_single_column_are_tables(tmp_path):
         ("nan.csv", b"1,2\nnan,3\n", "row 2 holds a NaN or infinity"),
         ("inf.csv", b"1,2\n3,4\n5,inf\n", "row 3 holds a NaN or infinity"),
         ("noise.npy", b"\x93NUMPY but no array", "is not a table of numbers"),
+        ("terabytes.npy", head((10**12, 2)), "is not a table of numbers"),
+        ("endless.npy", head((10**30, 2)), "is not a table of numbers"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:loadtxt")

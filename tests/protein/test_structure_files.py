@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -333,6 +334,15 @@ def test_a_chain_with_nan_is_refused_by_residue(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"text"])
 def test_a_damaged_set_is_refused(tmp_path, content):
     (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"set\.npz cannot be read: empty, truncated or damaged"):
+        load_set(tmp_path / "set.npz", RULES)
+
+
+@pytest.mark.parametrize("head", [b"{'descr': ", b"{'descr': '<f4', 'shape': (1 2)}"])
+def test_an_array_with_a_damaged_head_is_refused(tmp_path, head):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        content = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head
+        archive.writestr("coords.npy", content)
     with pytest.raises(UserError, match=r"set\.npz cannot be read: empty, truncated or damaged"):
         load_set(tmp_path / "set.npz", RULES)
 

@@ -87,9 +87,13 @@ def read_points(path: Path) -> Drawn:
         UserError: if it cannot be read, is no table of numbers, is empty or holds a NaN.
     """
     try:
-        table = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _table(path)
-        points = torch.from_numpy(np.asarray(table, dtype=np.float32))
-    except (OSError, ValueError, TypeError, EOFError, SyntaxError, TokenError) as error:
+        # mapped, an array whose head asks for more than the file holds takes no memory
+        table = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _table(path)
+        points = torch.from_numpy(np.array(table, dtype=np.float32))
+    except (
+        *(OSError, ValueError, TypeError, EOFError, OverflowError),
+        *(SyntaxError, TokenError),  # NumPy reads the head of an array as Python's literals
+    ) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} is not a table of numbers ({reason})") from error
     if points.ndim != 2 or not points.numel():

@@ -16,6 +16,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from zipfile import BadZipFile
 
 import numpy as np
@@ -90,6 +91,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     except (
         *(OSError, ValueError, BadZipFile, EOFError, zlib.error, MemoryError),
         *(NotImplementedError, RuntimeError),  # another packing; a password
+        *(SyntaxError, TokenError),  # NumPy reads the head of an array as Python's literals
     ) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} cannot be read: empty, truncated or damaged ({reason})") from error
