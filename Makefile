@@ -22,7 +22,7 @@ help:
 venv: $(STAMP)
 
 # a warm call runs no pip: the stamp is younger than everything the environment depends on
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; write make PYTHON=python3.12, say"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
