@@ -391,6 +391,15 @@ def test_unreadable_parquet_is_refused(tmp_path, content):
         load_images(str(tmp_path))
 
 
+def test_a_group_of_fewer_rows_than_it_says_is_refused(tmp_path, monkeypatch):
+    # as pyarrow reads a file whose footer and pages disagree
+    write(tmp_path / "train.parquet", 30)
+    read = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: read(*a, **k).slice(1))
+    with pytest.raises(UserError, match=r"train\.parquet cannot be read as parquet \(6 rows in gr"):
+        load_images(str(tmp_path))
+
+
 @pytest.mark.parametrize("content", [b"broken", None])
 def test_a_broken_image_in_parquet_is_named_by_its_row(tmp_path, content):
     cells = [{"bytes": png(i), "path": None} for i in range(20)]

@@ -207,7 +207,11 @@ def _read_file(file: Path) -> tuple[Shaped[np.ndarray, " n"], list[Piece], tuple
 
 def _load(file: Path, group: int, column: str) -> "pa.ChunkedArray":
     with _opened(file) as parquet:
-        return parquet.read_row_group(group, columns=[column]).column(0)
+        cells = parquet.read_row_group(group, columns=[column]).column(0)
+        said = parquet.metadata.row_group(group).num_rows
+        if len(cells) != said:  # the count in the footer is not the one in the pages
+            raise OSError(f"{len(cells)} rows in group {group}, which says that it has {said}")
+        return cells
 
 
 @contextmanager
