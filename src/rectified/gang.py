@@ -37,7 +37,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Lock, Thread, get_native_id
 from typing import Any, no_type_check
@@ -82,17 +82,12 @@ def _compiling_alone() -> Iterator[None]:
     the index that it read. Two processes that compile several signatures of one function into an
     empty cache can thus leave an index that leads to the code of another signature, for good.
     """
-    lock = None if _CACHE is None else FileLock(_CACHE / "compiling.lock")
-    if lock is not None:
-        try:
-            lock.acquire(timeout=COMPILING)
-        except (OSError, NotImplementedError):  # a timeout is an OSError
-            lock = None
-    try:
+    with ExitStack() as held:
+        if _CACHE is not None:
+            lock = FileLock(_CACHE / "compiling.lock")
+            with suppress(OSError, NotImplementedError):  # a timeout is an OSError
+                held.enter_context(lock.acquire(timeout=COMPILING))
         yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def job(function: Any) -> Any:

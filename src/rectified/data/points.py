@@ -88,7 +88,8 @@ def read_points(path: Path) -> Drawn:
     """
     try:
         # mapped, an array whose head asks for more than the file holds takes no memory
-        table = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _table(path)
+        is_array = path.suffix == ".npy"
+        table = np.load(path, mmap_mode="r", allow_pickle=False) if is_array else _table(path)
         points = torch.from_numpy(np.array(table, dtype=np.float32))
     except (
         *(OSError, ValueError, TypeError, EOFError, OverflowError),

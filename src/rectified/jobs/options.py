@@ -41,11 +41,10 @@ def check_seed(seed: int) -> None:
     Raises:
         UserError: if one does not.
     """
-    if not 0 <= seed <= LARGEST_SEED:
-        least = (
-            f"at least 0, got {seed}" if seed < 0 else f"at most {LARGEST_SEED}, got a larger one"
-        )
-        raise UserError(f"seed must be {least}")
+    if seed < 0:
+        raise UserError(f"seed must be at least 0, got {seed}")
+    if seed > LARGEST_SEED:
+        raise UserError(f"seed must be at most {LARGEST_SEED}, got a larger one")
 
 
 def seed_list(seeds: int, seed: int | None) -> tuple[int, ...]:
