@@ -203,6 +203,16 @@ def test_a_finished_run_has_results_and_no_checkpoint(tmp_path):
     assert found["rows"] == [{"accuracy": None}]
 
 
+def test_what_a_kill_just_after_the_results_left_is_removed(tmp_path):
+    run = begun(tmp_path / "run")
+    run.write_results(verb="prune", config={}, environment={}, rows=[], summary=[])
+    run.store("study").save({"a": 1})  # as if there had been no time to drop it
+    run.close()
+    assert Run(run.path, resume=True).finished
+    assert not (run.path / "checkpoint").exists()
+    assert read_results(run.path)["rows"] == []
+
+
 def test_only_the_writer_of_several_processes_writes(tmp_path):
     run = begun(tmp_path / "run", writer=False)
     run.log({"a": 1})

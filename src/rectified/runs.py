@@ -39,7 +39,7 @@ from rectified.cards import card
 from rectified.errors import UserError
 
 CONFIG, RESULTS, METRICS = "config.yaml", "results.json", "metrics.jsonl"
-WEIGHTS = "model.safetensors"
+WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint"
 _LOCK, _TEMPORARY = ".lock", ".tmp"
 _PACKAGES = ("rectified", "torch", "numpy", "scipy", "scikit-learn", "accelerate", "safetensors")
 
@@ -255,6 +255,8 @@ class Run:
             raise UserError(
                 f"{path} holds a link ({inside[0].name}), which a run never makes: remove it"
             )
+        if self.resume and self.finished:
+            drop_checkpoint(path)
         if self.resume and not own:
             raise UserError(f"nothing to resume in {path}: it has no {CONFIG}")
         if path.exists() and not path.is_dir():
@@ -362,7 +364,7 @@ class Run:
 
     def store(self, name: str) -> FileStore:
         """A place in checkpoint/ for what is needed to go on."""
-        return FileStore(self.path / "checkpoint" / f"{name}.safetensors", writer=self.writer)
+        return FileStore(self.path / CHECKPOINT / f"{name}.safetensors", writer=self.writer)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file."""
@@ -408,12 +410,21 @@ class Run:
             self.write_text("README.md", card(_plain(results), _metadata(self.path / WEIGHTS)))
         self.write_json(RESULTS, results)
         if self.writer:
-            shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+            drop_checkpoint(self.path)
 
     def close(self) -> None:
         """Let others in."""
         if self._lock is not None:
             self._lock.release()
+
+
+def drop_checkpoint(path: Path) -> None:
+    """Remove what a finished run in `path` no longer needs.
+
+    A process that is killed just after its results were written leaves it there.
+    """
+    if (path / RESULTS).is_file():
+        shutil.rmtree(path / CHECKPOINT, ignore_errors=True)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -206,13 +206,18 @@ def test_a_finished_run_is_never_repeated(toy, capsys):
     assert swept("toy", "--grid", "seed=0..1", "--rate", "0.25", "--out", "s") == 0
     done = {path: path.stat().st_mtime_ns for path in Path("s/runs").rglob("results.json")}
     assert len(done) == 2
+    left = next(iter(done)).with_name("checkpoint")  # by a kill just after its results
+    left.mkdir()
     assert "s is finished" in refused(capsys, "--resume", "s")
-    assert main(["sweep", "--resume", "s", "--grid", "rate=0.25,1 seed=1..2", "--quiet"]) == 0
+    assert main(["sweep", "--resume", "s", "--grid", "rate=0.25,1 seed=0..2", "--quiet"]) == 0
+    assert not left.exists()
     assert all(path.stat().st_mtime_ns == then for path, then in done.items())
     rows = read_results(Path("s"))["rows"]
-    assert {(row["rate"], row["seed"]) for row in rows} == {(0.25, 1), (0.25, 2), (1, 1), (1, 2)}
-    assert len(list(Path("s/runs").iterdir())) == 5
-    assert read_config(Path("s/config.yaml"))[1]["grid"] == "rate=0.25,1 seed=1..2"
+    assert {(row["rate"], row["seed"]) for row in rows} == {
+        (r, s) for r in (0.25, 1) for s in range(3)
+    }
+    assert len(list(Path("s/runs").iterdir())) == 6
+    assert read_config(Path("s/config.yaml"))[1]["grid"] == "rate=0.25,1 seed=0..2"
 
 
 def test_settings_come_from_a_sweep_or_from_a_run_and_flags_override_them(toy, capsys):
@@ -373,6 +378,42 @@ def test_nobody_at_the_address_is_one_line(monkeypatch):
         sweep_engines.engine("tcp://127.0.0.1:1", 1, 1),
     ):
         pass
+
+
+@pytest.fixture
+def ray_that_fails(monkeypatch):
+    """A Ray whose head cannot start the client's server at first, and how often it was asked."""
+    asked = []
+
+    def arrange(failures):
+        def init(*_, **__):
+            asked.append(1)
+            if len(asked) <= failures:
+                trace = "Traceback\n  a line\nRuntimeError: Starting Ray client server failed."
+                raise ConnectionAbortedError(f"Initialization failure from server:\n{trace}\n")
+
+        ray = types.SimpleNamespace(init=init, shutdown=lambda: None)
+        joblib = types.SimpleNamespace(register_ray=lambda: None)
+        for name, module in (("ray", ray), ("ray.util", None), ("ray.util.joblib", joblib)):
+            monkeypatch.setitem(sys.modules, name, module)
+        return asked
+
+    return arrange
+
+
+def test_a_ray_head_that_fails_to_start_a_server_is_asked_again(ray_that_fails):
+    asked = ray_that_fails(2)
+    with sweep_engines.engine("ray://h:1", 1, 1):
+        pass
+    assert len(asked) == 3
+
+
+def test_a_ray_head_that_goes_on_failing_is_one_line_with_its_reason(ray_that_fails):
+    asked = ray_that_fails(100)
+    why = r"no Ray head answers at ray://h:1 \(RuntimeError: Starting Ray client server failed.\)"
+    with pytest.raises(UserError, match=why), sweep_engines.engine("ray://h:1", 1, 1):
+        pass
+    assert 1 < len(asked) < 10
 
 
 # ---- real processes, one of them killed in the middle

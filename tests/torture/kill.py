@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ NEEDS = {  # what an extra installs
 }
 FORK = multiprocessing.get_context("fork")
 LIVES = 200  # of one run, at most
+PLACES = 5  # at which a run differs, told of each run
 
 
 def child(arguments: list[str], folder: Path, jump: int | None, saves: float) -> None:
@@ -145,6 +147,11 @@ def apart(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: {str(found)[:60]} for {str(wanted)[:60]}"
 
 
+def unlike(path: Path, wanted: dict[str, Any]) -> list[str]:
+    """The first places at which a run's numbers differ from those wanted."""
+    return list(islice(apart(numbers(path), wanted), PLACES))
+
+
 def _of_time(key: str) -> bool:
     return key.startswith(("seconds", "milliseconds"))
 
@@ -181,7 +188,8 @@ def _undisturbed(words: str) -> Calm:
 def killed(verb: str, kills: int, seed: int) -> dict[str, Any]:
     """So many kills, over as many runs as that takes; the numbers of each are compared."""
     chance, calm = random.Random(f"{verb} {seed}"), undisturbed(verb)
-    found = {"verb": verb, "seed": seed, "kills": 0, "runs": 0, "moves": 0, "differences": 0}
+    found: dict[str, Any] = {"verb": verb, "seed": seed, "kills": 0, "runs": 0, "moves": 0}
+    found |= {"differences": 0, "places": []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         name = VERBS[verb].split()[0]
@@ -197,6 +205,7 @@ def killed(verb: str, kills: int, seed: int) -> dict[str, Any]:
                 process.join()
                 found["kills"] += 1
                 if (path / "results.json").exists():  # killed with its work done
+                    ended(start(f"{name} --resume {path} --quiet", folder))  # refused; tidies up
                     break
                 if (path / "config.yaml").exists():
                     if chance.random() < 0.3:
@@ -206,7 +215,8 @@ def killed(verb: str, kills: int, seed: int) -> dict[str, Any]:
             found["runs"] += 1
             if not (path / "results.json").exists():
                 raise RuntimeError(f"{verb} did not end: {(folder / 'child.2').read_text()}")
-            found["differences"] += numbers(path) != calm.found
+            found["places"] += (places := unlike(path, calm.found))
+            found["differences"] += bool(places)
     return found
 
 
@@ -216,8 +226,8 @@ def jumping_clock(verb: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         code = ended(start(f"{VERBS[verb]} --quiet --out {folder / 'run'}", folder, jump=seed))
-        equal = code == 0 and numbers(folder / "run") == wanted
-    return {"verb": verb, "exit_code": code, "differences": int(not equal)}
+        places = unlike(folder / "run", wanted) if code == 0 else ["it failed"]
+    return {"verb": verb, "exit_code": code, "differences": int(bool(places)), "places": places}
 
 
 def two_at_once(verb: str) -> dict[str, Any]:
@@ -239,9 +249,10 @@ def two_at_once(verb: str) -> dict[str, Any]:
             )
         ]
         said = (other / "child.2").read_text()
-        equal = ended(first) == 0 and numbers(path) == wanted
+        places = unlike(path, wanted) if ended(first) == 0 else ["the first failed"]
     refused = codes == [2, 2] and said.count("\n") == 1
-    return {"verb": verb, "refused": refused, "said": said.strip(), "differences": int(not equal)}
+    found = {"verb": verb, "refused": refused, "said": said.strip()}
+    return found | {"differences": int(bool(places)), "places": places}
 
 
 @contextlib.contextmanager
@@ -265,7 +276,8 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
 def full_disk(verb: str, tries: int, seed: int) -> dict[str, Any]:
     """Disks that fill up at some point; then there is more room, and the run goes on."""
     chance = random.Random(f"{verb} {seed}")
-    found: dict[str, Any] = {"verb": verb, "tries": tries, "full": 0, "untold": 0, "differences": 0}
+    found: dict[str, Any] = {"verb": verb, "tries": tries, "full": 0, "untold": 0}
+    found |= {"differences": 0, "places": []}
     calm = undisturbed(verb)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -285,8 +297,9 @@ def full_disk(verb: str, tries: int, seed: int) -> dict[str, Any]:
                     name = VERBS[verb].split()[0]
                     again = f"{name} --resume {disk / 'run'} --quiet" if begun else again
                     code = ended(start(again, folder))
-                same = code == 0 and numbers(disk / "run") == calm.found
-                found["differences"] += not same
+                places = unlike(disk / "run", calm.found) if code == 0 else ["it failed"]
+                found["differences"] += bool(places)
+                found["places"] += places
     return found
 
 

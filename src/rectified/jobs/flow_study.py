@@ -31,7 +31,7 @@ from rectified.jobs.flow_data import (
 )
 from rectified.jobs.flow_settings import FlowConfig
 from rectified.jobs.options import seed_list
-from rectified.runs import Run
+from rectified.runs import CHECKPOINT, Run
 from rectified.training import Objective, accelerator, evaluating, fit
 
 Row = dict[str, Any]
@@ -297,7 +297,7 @@ class FlowStudy:
         maker = self.before(key)
         assert isinstance(teacher.network, nn.Module)
         store = PairStore(
-            self.folder.path / "checkpoint" / f"pairs-{maker.name}",
+            self.folder.path / CHECKPOINT / f"pairs-{maker.name}",
             count=config.pairs,
             shard=SHARD,
             seed=1_000_000 * (key.seed + 1) + 1000 * key.round,

@@ -37,7 +37,7 @@ from rectified.protein.model import FlowModel, sized
 from rectified.protein.sampling import Samples, sample
 from rectified.protein.se3_flow import prior
 from rectified.protein.structure_files import ChainSet, pdb_text
-from rectified.runs import Run
+from rectified.runs import CHECKPOINT, Run
 from rectified.training import choose_device, evaluating, fit
 
 _TOGETHER = 40_000  # residue pairs that are sampled at once
@@ -179,7 +179,7 @@ class Study:
         steps, chosen = config.pair_steps, []
         for length in config.lengths:
             store = PairStore(
-                self.folder.path / "checkpoint" / f"pairs-round{number}-seed{seed}-{length}",
+                self.folder.path / CHECKPOINT / f"pairs-round{number}-seed{seed}-{length}",
                 count=config.pairs,
                 shard=_SHARD,
                 seed=(seed + 1) * 1_000_003 + length,  # a prime: no two shards share their noise

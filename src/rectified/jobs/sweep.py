@@ -22,7 +22,7 @@ from rectified.jobs import sweep_report
 from rectified.jobs.sweep_engines import carry_out, check_cluster, engine
 from rectified.jobs.sweep_grid import points
 from rectified.jobs.sweep_runs import Outcome, Task, identity
-from rectified.runs import CONFIG, RESULTS, Run, read_results, write_config
+from rectified.runs import CONFIG, RESULTS, Run, drop_checkpoint, read_results, write_config
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,8 @@ def _finish(
 ) -> str:
     """Merge, write tables and page; complain at the end about what failed."""
     done = [task for task in tasks if task.finished]
+    for task in done:
+        drop_checkpoint(task.path)
     failed = [
         {"run": task.identity, "point": task.words, "message": outcomes[task.identity].message}
         for task in tasks

@@ -24,7 +24,7 @@ from rectified.errors import UserError
 from rectified.jobs.sweep_runs import Outcome, Task, work
 
 DASK, RAY = ("tcp", "tls", "ucx", "ws", "wss"), ("ray",)
-_CONNECT_SECONDS = 15
+_CONNECT_SECONDS, _CONNECT_TRIES = 15, 4
 _IDLE_ROUNDS = 3  # without a single attempt, until the sweep gives up
 _LOOK_SECONDS = 0.5
 
@@ -162,14 +162,26 @@ def _ray(address: str) -> Iterator[Engine]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says what the error says, at length
-            ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+            _reach(lambda: ray.init(address, logging_level=logging.ERROR, log_to_driver=False))
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"no Ray head answers at {address} ({_first_line(error)})") from None
+        raise UserError(f"no Ray head answers at {address} ({_last_line(error)})") from None
     register_ray()
     try:
         yield _watched(_joblib("ray", return_as="list"))
     finally:
         ray.shutdown()
+
+
+def _reach(connect: Callable[[], Any]) -> None:
+    """Connect, again where a head answers but fails to start the client's server.
+
+    It forks that server from a process of many threads, which now and then dies of it.
+    """
+    for _ in range(_CONNECT_TRIES - 1):
+        with contextlib.suppress(ConnectionAbortedError):
+            connect()
+            return
+    connect()
 
 
 def _watched(run: Engine) -> Engine:
@@ -211,6 +223,11 @@ def _joblib(backend: str, *, return_as: str = "generator_unordered", **how: Any)
             )
 
     return run
+
+
+def _last_line(error: Exception) -> str:
+    """What a server says: the last line of the traceback that it sends."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
 
 
 def _first_line(error: Exception) -> str:
