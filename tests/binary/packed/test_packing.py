@@ -455,6 +455,33 @@ def test_blocks_and_threads_do_not_change_anything(monkeypatch):
         operations._plan.cache_clear()
 
 
+@pytest.mark.parametrize(("images", "threads"), [(1, 1), (64, 2)])
+def test_small_float_layers_leave_the_other_cores_to_the_kernels(images, threads):
+    pytest.importorskip("numba")
+    seen, told = [], []
+
+    def look(*_):
+        seen.append((torch.get_num_threads(), operations._threads()))
+
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Hardtanh(), BinaryConv2d(64, 64, 3)).eval()
+    packed, x = pack(model), torch.randn(images, 3, 40, 40)
+    packed.network.get_submodule("0").register_forward_hook(look)
+    torch.set_num_threads(2)
+    try:
+        first = packed(x[:1])  # it counts
+        again = packed(x)
+        told.append(torch.get_num_threads())
+        with pytest.raises(RuntimeError):
+            packed(x[:, :2])
+        told.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [(2, 2), (threads, 2)]
+    assert told == [2, 2]
+    assert torch.equal(first, again[:1])
+    assert operations._threads() == 1
+
+
 # ---- other people's networks
 
 

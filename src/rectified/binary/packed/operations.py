@@ -10,8 +10,10 @@ for each output of all panels, and `thresholds` too; `flips` are the 32 bits of 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -29,7 +31,7 @@ from rectified.binary.packed.bits import (
 )
 
 BLOCK_WORDS = 4096  # 32 KiB of inputs stay in the first cache while panels pass
-ALONE = 150_000  # word products, some microseconds, below which one thread does it all
+ALONE = 20_000  # word products, a microsecond or two, below which one thread does it all
 ADDRESSES = 8  # words of a job that are addresses
 FEW = 4  # rows, a tile of the kernels
 PARTS = 4  # for each thread, so that a late one costs little
@@ -69,6 +71,31 @@ def _compiled() -> tuple[Callable[..., None], Any]:
     return run, kernels
 
 
+_HELD = threading.local()
+
+
+def _threads() -> int:
+    """Threads for the kernels: those that the caller gives to PyTorch."""
+    return getattr(_HELD, "threads", 0) or torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def quiet_floats() -> Iterator[None]:
+    """Let PyTorch's own layers run on one thread; the kernels keep theirs.
+
+    After a layer on several threads those of OpenMP watch for milliseconds, on the cores that the
+    kernels need: a network that takes less than that loses more than such a layer gains.
+    """
+    threads = torch.get_num_threads()
+    _HELD.threads = threads
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _HELD.threads = 0
+
+
 def _run(name: str, plan: list[int], parts: int, threads: int) -> None:
     run, kernels = _compiled()
     run(getattr(kernels, name), np.array(plan, np.int64), parts, threads)
@@ -98,7 +125,7 @@ def pack(x: Tensor, thresholds: Tensor, flips: Tensor) -> Tensor:
         places = x.movedim(1, -1)
         return bits_to_words(places >= thresholds) ^ flips
     x = x.float()
-    channels, threads = x.shape[1], torch.get_num_threads()
+    channels, threads = x.shape[1], _threads()
     images = x.ndim == 4
     in_rows = not images or x.is_contiguous(memory_format=torch.channels_last)
     x = x if images and in_rows else x.contiguous()
@@ -160,7 +187,7 @@ def _multiply(
     if not tensors[2].numel():  # no example
         return
     run, kernels = _compiled()
-    shape, threads = tuple(tensors[0].shape), torch.get_num_threads()
+    shape, threads = tuple(tensors[0].shape), _threads()
     plan, parts, threads = _plan(
         shape, channels, outputs, tuple(kernel), tuple(stride), tuple(padding), threads
     )
@@ -280,7 +307,7 @@ def linear(
         (1, 1),
         (1, 1),
         (0, 0),
-        torch.get_num_threads(),
+        _threads(),
     )
     tensors = (bits, panels, out, alpha, bias, x, thresholds, flips)
     words = plan.copy()
@@ -366,6 +393,6 @@ def pool(
     addresses = [bits.data_ptr(), 0, out.data_ptr(), 0, flips.data_ptr(), 0, 0, 0]
     shape = [images, height, width, words, 0, 0, *kernel, *stride, *padding]
     plan = [*addresses, *shape, out.shape[1], out.shape[2], 0, 0]
-    threads = torch.get_num_threads() if bits.numel() > BLOCK_WORDS else 1
+    threads = _threads() if bits.numel() > BLOCK_WORDS else 1
     _run("pool_bits", plan, 1 if threads == 1 else PARTS * threads, threads)
     return out

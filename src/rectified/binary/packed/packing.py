@@ -12,6 +12,7 @@ run in floating point on the signs of their weights; `PackedModel.layers` says w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,12 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
+from torch.utils.flop_counter import FlopCounterMode
 
 from rectified.binary.layers import BinaryConv2d, BinaryLayer, BinaryLinear, binary_layers
 from rectified.binary.packed.bits import words_for
 from rectified.binary.packed.layers import PackedProduct, PoolBits, SignedLayer
+from rectified.binary.packed.operations import has_kernels, quiet_floats
 from rectified.binary.packed.thresholds import (
     Step,
     entries,
@@ -34,6 +37,8 @@ from rectified.binary.packed.thresholds import (
 from rectified.binary.tracing import module_of, only_input, trace
 from rectified.errors import UserError
 from rectified.rewriting import call_layers_, is_hooked, plain_copy
+
+QUIET = 16_000_000  # float operations, a tenth of a millisecond or two of one core
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class PackedModel(nn.Module):
         super().__init__()
         self.network = network
         self.layers, self.notes = tuple(layers), tuple(notes)
+        self._work: float | None = None  # float operations for each number that comes in
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> PackedModel:
@@ -81,7 +87,22 @@ class PackedModel(nn.Module):
         return super().train(False)
 
     def forward(self, *inputs: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        return self.network(*inputs)
+        size = 0 if _is_looked_into(inputs) else sum(x.numel() for x in inputs)
+        if not size or not has_kernels() or torch.get_num_threads() == 1:
+            return self.network(*inputs)
+        if self._work is None:
+            with FlopCounterMode(display=False) as counted:  # of PyTorch's layers, not of ours
+                outputs = self.network(*inputs)
+            self._work = counted.get_total_flops() / size
+            return outputs
+        with quiet_floats() if self._work * size < QUIET else nullcontext():
+            return self.network(*inputs)
+
+
+def _is_looked_into(inputs: Sequence[Any]) -> bool:
+    """Whether a call is to be compiled or traced, rather than done."""
+    looks = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return looks or not all(type(x) is Tensor for x in inputs)
 
 
 @torch.no_grad()
