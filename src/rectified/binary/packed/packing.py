@@ -87,21 +87,22 @@ class PackedModel(nn.Module):
         return super().train(False)
 
     def forward(self, *inputs: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        size = 0 if _is_looked_into(inputs) else sum(x.numel() for x in inputs)
-        if not size or not has_kernels() or torch.get_num_threads() == 1:
+        if self._work == 0 or _is_looked_into(inputs):
             return self.network(*inputs)
-        if self._work is None:
+        size = sum(x.numel() for x in inputs)
+        if self._work is None and size:
             with FlopCounterMode(display=False) as counted:  # of PyTorch's layers, not of ours
                 outputs = self.network(*inputs)
             self._work = counted.get_total_flops() / size
             return outputs
-        with quiet_floats() if self._work * size < QUIET else nullcontext():
+        is_short = self._work is not None and self._work * size < QUIET
+        with quiet_floats() if is_short and torch.get_num_threads() > 1 else nullcontext():
             return self.network(*inputs)
 
 
 def _is_looked_into(inputs: Sequence[Any]) -> bool:
-    """Whether a call is to be compiled or traced, rather than done."""
-    looks = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Whether a call is to be compiled or traced, or to run without numba, on PyTorch alone."""
+    looks = torch.compiler.is_compiling() or torch.jit.is_tracing() or not has_kernels()
     return looks or not all(type(x) is Tensor for x in inputs)
 
 
