@@ -124,10 +124,12 @@ class PackedProduct(nn.Module):
         bits = x if x.dtype == torch.int64 else self._packed(x)
         if self.is_linear:
             bits = bits.reshape(1, 1, -1, bits.shape[-1])
+        kept: Any = self._buffers  # nn.Module's attributes take microseconds, as small layers do
         if self.has_step:
-            y = operations.product_bits(bits, self.panels, self.thresholds, self.flips, *geometry)
+            tensors = kept["panels"], kept["thresholds"], kept["flips"]
+            y = operations.product_bits(bits, *tensors, *geometry)
             return y.view(*x.shape[:-1], y.shape[-1]) if self.is_linear else y
-        y = operations.products(bits, self.panels, self.alpha, self.bias, *geometry)
+        y = operations.products(bits, kept["panels"], kept["alpha"], kept["bias"], *geometry)
         return y.movedim(1, -1).reshape(*x.shape[:-1], self.outputs) if self.is_linear else y
 
     def _check(self, x: Tensor) -> None:
@@ -156,7 +158,7 @@ class PackedProduct(nn.Module):
 
     def _rows(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         rows = x if x.ndim == 2 else x.reshape(-1, self.inputs)
-        kept: Any = self._buffers  # nn.Module's attributes take microseconds, as one row does
+        kept: Any = self._buffers
         y = operations.linear(
             rows,
             kept["input_thresholds"],
@@ -171,7 +173,8 @@ class PackedProduct(nn.Module):
     def _packed(self, x: Float[Tensor, "..."]) -> Tensor:
         if self.is_linear:
             x = x.reshape(-1, self.inputs)
-        return operations.pack(x, self.input_thresholds, self.input_flips)
+        kept: Any = self._buffers
+        return operations.pack(x, kept["input_thresholds"], kept["input_flips"])
 
     def extra_repr(self) -> str:
         words = f"{self.inputs}, {self.outputs}"
@@ -210,7 +213,8 @@ class PoolBits(nn.Module):
                 f"{bits.dtype}"
             )
         images = bits[None] if bits.ndim == 3 else bits
-        pooled = operations.pool(images, self.flips, self.kernel, self.stride, self.padding)
+        flips: Any = self._buffers["flips"]
+        pooled = operations.pool(images, flips, self.kernel, self.stride, self.padding)
         return pooled[0] if bits.ndim == 3 else pooled
 
 
