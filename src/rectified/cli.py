@@ -276,6 +276,8 @@ def _do(verb: str, job: Job, module: Any, options: RunOptions, config: Any) -> N
         print(f"{_printable(text)}\n\nreport: {folder.path / 'report.html'}")
         if options.push_to_hub is not None:
             print(f"pushed to {push_to_hub(folder.path, options.push_to_hub)}")
+    if process.num_processes > 1:  # left to the interpreter's end, Gloo's threads can abort it
+        process.end_training()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from rectified.pruning import (
     shards,
 )
 from rectified.pruning.processes import agree, digest
+from tests.leaving import leave
 
 
 def network() -> nn.Sequential:
@@ -109,7 +110,7 @@ def local_sizes(model: nn.Module) -> dict[str, int]:
 def one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save({**replicas(rank), **slices(rank)}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

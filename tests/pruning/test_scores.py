@@ -33,6 +33,7 @@ from rectified.pruning.scores import (
     reduce_across_processes,
 )
 from rectified.pruning.threshold import drop_smallest
+from tests.leaving import leave
 
 ORACLE = Path(__file__).parents[2] / "../shared/oracles/pruning_small.npz"
 
@@ -707,7 +708,7 @@ def score_one_batch_of_two(rank: int, folder: str) -> None:
     results = [score(part) for score in SPLIT_SCORES]
     results.append(reduce_across_processes({"w": torch.tensor([float(rank)])}))
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes_with_a_batch_each_agree_with_one_that_has_both(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from rectified.errors import UserError
 from rectified.pruning import threshold
 from rectified.pruning.threshold import drop_smallest, drop_smallest_, kth_smallest
+from tests.leaving import leave
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -270,7 +271,7 @@ def one_process_of_two(rank: int, folder: str) -> None:
     except UserError as error:
         results["error"] = str(error)
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes_with_a_shard_each_agree_with_one(tmp_path: Path) -> None:
