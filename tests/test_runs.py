@@ -213,6 +213,14 @@ def test_what_a_kill_just_after_the_results_left_is_removed(tmp_path):
     assert read_results(run.path)["rows"] == []
 
 
+def test_a_folder_that_is_no_run_keeps_its_checkpoint(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(UserError, match="nothing to resume"):
+        Run(tmp_path, resume=True)
+    assert (tmp_path / "checkpoint").is_dir()
+
+
 def test_only_the_writer_of_several_processes_writes(tmp_path):
     run = begun(tmp_path / "run", writer=False)
     run.log({"a": 1})

@@ -255,10 +255,10 @@ class Run:
             raise UserError(
                 f"{path} holds a link ({inside[0].name}), which a run never makes: remove it"
             )
-        if self.resume and self.finished:
-            drop_checkpoint(path)
         if self.resume and not own:
             raise UserError(f"nothing to resume in {path}: it has no {CONFIG}")
+        if self.resume:
+            drop_checkpoint(path)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: give --out a folder that is new or empty")
         if path.is_dir() and not own and not all(_is_leftover(p) for p in path.iterdir()):

@@ -65,6 +65,7 @@ NEEDS = {  # what an extra installs
 }
 FORK = multiprocessing.get_context("fork")
 LIVES = 200  # of one run, at most
+NOTHING = "(nothing)"  # what one run has and the other has not, which is no None
 PLACES = 5  # at which a run differs, told of each run
 
 
@@ -139,7 +140,7 @@ def apart(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
     """Places at which two runs' numbers differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in [*found, *(key for key in wanted if key not in found)]:
-            yield from apart(found.get(key), wanted.get(key), f"{where}/{key}")
+            yield from apart(found.get(key, NOTHING), wanted.get(key, NOTHING), f"{where}/{key}")
     elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
         for number, pair in enumerate(zip(found, wanted, strict=True)):
             yield from apart(*pair, f"{where}/{number}")
