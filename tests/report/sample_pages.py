@@ -4,6 +4,7 @@ from functools import cache
 
 from rectified.report import (
     Code,
+    Column,
     Figure,
     KeyValues,
     Page,
@@ -47,14 +48,13 @@ def typical() -> Page:
     layers = ["conv1", "layer1.0.conv1", "linear"]
     table = Table(
         "By layer",
-        ("layer", "density", "dead_neurons", "remark"),
+        ("layer", Column("density", "%", digits=1), "dead_neurons", "remark"),
         [
             ("conv1", 0.5, 10, "first"),
             ("layer1.0.conv1", 0.125, 9, None),
             ("linear", 1.0, None, "last"),
         ],
         "Sort by a head.",
-        {"density": ".1%"},
     )
     dead = bars(layers, {"off": [0.2, 0.4, 0.1]}, title="Dead", x_label="dead", alt="Few")
     verdicts = (Verdict("+4 points", "At 11%.", "gain"), Verdict("Slower", "Twice.", "warning"))

@@ -10,7 +10,18 @@ import pytest
 
 import rectified.report
 from rectified.errors import UserError
-from rectified.report import Code, Figure, KeyValues, Page, Section, Table, Text, Verdict, render
+from rectified.report import (
+    Code,
+    Column,
+    Figure,
+    KeyValues,
+    Page,
+    Section,
+    Table,
+    Text,
+    Verdict,
+    render,
+)
 
 from .sample_pages import HOSTILE, accuracy, hostile, typical
 
@@ -161,27 +172,23 @@ def test_a_table_has_a_caption_heads_with_buttons_and_named_rows():
     assert box["role"] == "region"
 
 
-def cells(values, **formats) -> list[str]:
-    table = Table("T", ("name", "value"), [("row", value) for value in values], formats=formats)
+def cells(values, *column) -> list[str]:
+    columns = ("name", Column("value", *column))
+    table = Table("T", columns, [("row", value) for value in values])
     return re.findall(r"<td[^>]*>(.*?)</td>", body(table))
 
 
-def test_a_missing_value_is_an_en_dash_whatever_the_format():
-    assert cells([None, 0.5], value=".0%") == [EN_DASH, "50%"]
+def test_a_missing_value_is_an_en_dash_whatever_the_unit():
+    assert cells([None, 0.5, float("nan")], "%", None, 0) == [EN_DASH, "50%", EN_DASH]
 
 
-def test_numbers_are_written_by_their_format_and_text_is_left_alone():
-    assert cells([0.123, "n/a"], value=".1%") == ["12.3%", "n/a"]
-    assert cells([0.123], value=lambda value: f"±{value}") == ["±0.123"]
-    assert cells([1 / 3, 12345, True]) == ["0.3333", "12345", "True"]
-
-
-def test_what_a_formatter_returns_is_escaped_too():
-    assert cells([1], value=lambda value: "<b>") == ["&lt;b&gt;"]
+def test_a_head_says_which_way_is_better():
+    assert 'title="higher is better"' in body(Table("T", (Column("a", "", "higher"),), []))
+    assert "is better" not in body(Table("T", ("a",), []))
 
 
 def test_a_cell_carries_the_number_that_it_is_sorted_by():
-    table = Table("T", ("name", "value"), [("a", 0.5), ("b", None), ("c", float("inf"))])
+    table = Table("T", ("name", "value"), [("a", 0.5), ("b", float("nan")), ("c", float("inf"))])
     keys = re.findall(r"<td[^>]*?( data-[^>]*)>", body(table))
     assert keys == [' data-value="0.5"', " data-gap", ' data-value="Infinity"']
 

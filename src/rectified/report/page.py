@@ -5,14 +5,17 @@ of a `Figure`, which is inserted as it stands and so must come from a trusted ma
 `rectified.report.plots`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
 
 from rectified.errors import UserError, choose
 
 Cell = str | float | int | None
 """One value of a table; `None` means that there is none, and is shown as an en dash."""
+
+EN_DASH = "\N{EN DASH}"
 
 TONES = ("gain", "loss", "neutral", "warning")
 """How a verdict may be taken."""
@@ -51,41 +54,96 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Column:
+    """What stands in a column of a table, and how its numbers are written.
+
+    Args:
+        name: the head.
+        unit: `%` for shares, held in [0, 1] and shown times 100; `points` for differences of
+            shares, shown times 100 with their sign; any other unit stands in the head.
+        better: which way is better, if one is.
+        digits: behind the point; None: whole numbers as they are, others with four digits in all.
+
+    Example:
+        >>> Column("accuracy", "%", "higher", 2).written(0.97531)
+        '97.53%'
+        >>> Column("effect", "points", digits=2).written(-0.012), Column("n").written(16)
+        ('-1.20', '16')
+    """
+
+    name: str
+    unit: str = ""
+    better: Literal["higher", "lower"] | None = None
+    digits: int | None = None
+
+    @property
+    def head(self) -> str:
+        """Name and unit; that of shares stands in every cell."""
+        return f"{self.name}, {self.unit}" if self.unit not in ("", "%") else self.name
+
+    def written(self, value: Cell) -> str:
+        """A cell as text; an en dash where there is no value, or an undefined number."""
+        if value is None or value != value:
+            return EN_DASH
+        if isinstance(value, str | bool):
+            return str(value)
+        if self.unit in ("%", "points"):
+            sign, end = ("", "%") if self.unit == "%" else ("+", "")
+            return f"{100 * value:{sign}.{2 if self.digits is None else self.digits}f}{end}"
+        if self.digits is not None:
+            return f"{value:,.{self.digits}f}"
+        return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+@dataclass(frozen=True, init=False)
 class Table:
     """Rows under named columns, which a reader can sort. The first column names the row.
 
     Args:
         title: the caption.
-        columns: the heads.
+        columns: what stands in them; a text is a column of that name.
         rows: as many values a row as there are columns.
         note: a remark below the table.
-        formats: column -> how its numbers are written: a format specification (`".1%"`) or a
-            callable from the value to its text. Text and `None` are left alone.
 
     Raises:
-        UserError: if a row has another length than `columns`, or `formats` names an unknown column.
+        UserError: if a row has another length than `columns`.
 
     Example:
         >>> rows = [("dense", 0.971), ("pruned", None)]
-        >>> Table("Arms", ("arm", "accuracy"), rows, formats={"accuracy": ".1%"}).columns
-        ('arm', 'accuracy')
+        >>> table = Table("Arms", ("arm", Column("accuracy", "%")), rows)
+        >>> [column.written(value) for column, value in zip(table.columns, table.rows[0])]
+        ['dense', '97.10%']
     """
 
     title: str
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
-    formats: Mapping[str, str | Callable[[Any], str]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for column in self.formats:
-            choose("column", column, self.columns)
-        for row in self.rows:
-            if len(row) != len(self.columns):
+    def __init__(
+        self,
+        title: str,
+        columns: Sequence[Column | str],
+        rows: Sequence[Sequence[Cell]],
+        note: str = "",
+    ) -> None:
+        typed = tuple(Column(one) if isinstance(one, str) else one for one in columns)
+        for row in rows:
+            if len(row) != len(typed):
                 raise UserError(
-                    f"each row of {self.title!r} must have {len(self.columns)} values, "
-                    f"got {len(row)}"
+                    f"each row of {title!r} must have {len(typed)} values, got {len(row)}"
                 )
+        vars(self).update(title=title, columns=typed, rows=rows, note=note)  # it is frozen
+
+    def is_numeric(self, index: int) -> bool:
+        """Whether a column holds numbers, and nothing else but gaps."""
+        column = [row[index] for row in self.rows]
+        return any(map(is_number, column)) and all(v is None or is_number(v) for v in column)
+
+
+def is_number(value: object) -> bool:
+    """Whether a cell is a number, which a truth value is not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -173,10 +231,12 @@ class Section:
     Args:
         title: the heading.
         parts: shown in this order.
+        is_brief: whether the terminal shows it, too.
     """
 
     title: str
     parts: tuple[Part, ...]
+    is_brief: bool = False
 
 
 @dataclass(frozen=True)

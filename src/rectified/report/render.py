@@ -17,13 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from itertools import groupby
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from rectified.errors import UserError
-from rectified.report.page import Cell, Page, Section, Structures, Table
+from rectified.report.page import EN_DASH, Cell, Page, Section, Structures, Table, is_number
 from rectified.report.structures import trace, viewer
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _FOLDER = Path(__file__).parent
-_EN_DASH = "\N{EN DASH}"
 _TAG = re.compile(r"""<(?:[^<>"']|"[^"]*"|'[^']*')*>""")
 # An id where it is given (id="a") and where it is used (url(#a), href="#a").
 _ID = re.compile(r"""(\bid=["']|url\(["']?#|href=["']#)""")
@@ -87,7 +85,6 @@ def _template() -> "Template":
     environment.filters |= {
         "groups": _groups,
         "cells": _cells,
-        "numeric": _numeric_columns,
         "breakable": _breakable,
         "sort_key": _sort_key,
         "flat": lambda mapping: list(_flat(mapping)),
@@ -103,31 +100,10 @@ def _groups(section: Section) -> list[tuple[str, list[Any]]]:
     return [(kind, list(parts)) for kind, parts in runs]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers, and nothing else but gaps."""
-    columns = [[row[index] for row in table.rows] for index in range(len(table.columns))]
-    return [
-        any(map(_is_number, column)) and all(v is None or _is_number(v) for v in column)
-        for column in columns
-    ]
-
-
 def _cells(row: Sequence[Cell], table: Table) -> list[tuple[Cell, str]]:
-    """Each value of a row with its text."""
-    formats = [table.formats.get(column) for column in table.columns]
-    return [(value, _written(value, how)) for value, how in zip(row, formats, strict=True)]
-
-
-def _written(value: Any, how: Any) -> str:
-    if value is None:
-        return _EN_DASH
-    if how is not None and _is_number(value):
-        return str(how(value) if callable(how) else format(value, how))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Each value of a row with its text; an undefined number is a gap."""
+    pairs = zip(row, table.columns, strict=True)
+    return [(v if v == v else None, column.written(v)) for v, column in pairs]
 
 
 def _breakable(name: str) -> "Markup":
@@ -139,7 +115,7 @@ def _breakable(name: str) -> "Markup":
 
 def _sort_key(value: Cell) -> str:
     """The number behind a cell as the script reads it; empty where there is none."""
-    return json.dumps(float(value)) if _is_number(value) else ""  # type: ignore[arg-type]
+    return json.dumps(float(value)) if is_number(value) else ""  # type: ignore[arg-type]
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -153,8 +129,8 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 def _setting(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(_setting, value)) or _EN_DASH
-    return _EN_DASH if value is None or value == {} else str(value)
+        return ", ".join(map(_setting, value)) or EN_DASH
+    return EN_DASH if value is None or value == {} else str(value)
 
 
 def _drawing(svg: str, prefix: str) -> "Markup":
