@@ -24,105 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 from rectified import __version__
 from rectified.consent import check_consent, factories, folders
 from rectified.errors import UserError, choose
+from rectified.jobs import JOBS, TOOLS, job, tool
 
 if TYPE_CHECKING:
-    from rectified.jobs.sweep import Sweep
+    from rectified.jobs.job import Job
     from rectified.runs import Run
 
-VERBS = {  # verb -> what it does, and examples
-    "demo": ("the main job on embedded data, with a report", ("",)),
-    "prune": (
-        "iterative pruning with and without AP (Activate-while-Pruning)",
-        (
-            "--data digits --model mlp --ap off,lite --seeds 16",
-            "--data PATH/cifar10 --model resnet20 --score lamp,magnitude --target 0.02",
-            "--data PATH --model mine:factory --weights mine.safetensors --rewind finetune",
-        ),
-    ),
-    "binarize": (
-        "networks with 1-bit weights and activations, estimators compared; then on bits",
-        (
-            "--data digits --model cnn --estimator ste,ede,reste --seeds 8",
-            "--data PATH/cifar10 --model resnet20 --limit 10000 --epochs 10",
-            "--data digits --estimator reste --pack",
-        ),
-    ),
-    "scatter": (
-        "scattering features, their bounds and what was measured against them",
-        (
-            "--data digits",
-            "--data PATH/cifar10 --limit 10000",
-            "--networks none --limit 200 --seeds 5",
-        ),
-    ),
-    "flow": (
-        "learn a flow between two sets, straighten it, generate in few steps",
-        (
-            "--data moons --source gaussians8 --rounds 2 --steps 1,2,4,100",
-            "--data digits --recipe 2rf++ --seeds 3",
-            "--data PATH/cifar10 --recipe 2rf++ --model unet --seeds 1 --precision bf16",
-            "--data PATH/horses --source PATH/zebras --image-size 32",
-        ),
-    ),
-    "protein": (
-        "protein backbones by a rectified flow: train, reflow, sample, measure",
-        (
-            "--data backbones.npz --preset tiny",
-            "--data FOLDER --preset small --lengths 60,100 --steps 100,20,10",
-            "--checkpoint ckpts/qflow_scope --rounds 1 --lengths 100 --steps 50,10",
-        ),
-    ),
-    "diffusion": (
-        "rectify a diffusion model on its own pairs: few steps, in its own form",
-        (
-            "--data digits --steps 1,2,4,50",
-            "--data digits --path scaled_linear --predict noise",
-            "--data digits --phases 4 --steps 1,2,4,50",
-            "--pipeline FOLDER --prompts prompts.txt --phases 4",
-            "--pipeline FOLDER --help",
-        ),
-    ),
-    "sample": (
-        "samples from a finished run of flow, diffusion or protein",
-        ("runs/RUN --count 64 --steps 1", "runs/RUN --label 3 --guidance 2 --out samples"),
-    ),
-    "sweep": (
-        "many runs of one verb over a grid, on local cores or on a cluster",
-        (
-            'prune --grid "score=magnitude,lamp seed=0..9 ap=off,lite" --data digits',
-            'scatter --grid "seed=0..4" --networks none --workers 2',
-            'prune --grid "seed=0..63" --cluster tcp://scheduler:8786 --out /shared/sweep',
-            "--resume runs/THE_SWEEP",
-        ),
-    ),
-    "report": ("one page over finished run folders", ("runs/demo runs/other --out page.html",)),
-}
+VERBS = {**JOBS, **TOOLS}
 
-
-@dataclass(frozen=True)
-class Job:
-    """What a verb runs: a module of `rectified.jobs`, its default settings, its default folder.
-
-    A verb with a folder of its own replaces what an earlier run of it left there. A verb that does
-    two things has a setting that tells them apart, and other default settings where it is given.
-    """
-
-    module: str
-    default: str
-    out: Path | None = None
-    told_by: str | None = None
-    other_default: str = ""
-
-
-_JOBS = {
-    "prune": Job("prune", "DEFAULT"),
-    "demo": Job("prune", "DEMO", Path("runs/demo")),
-    "binarize": Job("binarize", "DEFAULT"),
-    "scatter": Job("scatter", "DEFAULT"),
-    "protein": Job("protein", "DEFAULT"),
-    "flow": Job("flow", "DEFAULT"),
-    "diffusion": Job("diffusion", "DEFAULT", told_by="pipeline", other_default="PIPELINE"),
-}
 _USER_ERRNO = {
     errno.ENOSPC: "the disk is full: free some space, or give --out another place",
     errno.EDQUOT: "the quota is used up: free some space, or give --out another place",
@@ -197,8 +106,10 @@ def _dispatch(arguments: list[str]) -> None:
     verb, rest = arguments[0], arguments[1:]
     choose("verb", verb, list(VERBS))
     try:
-        special = {"report": _report, "sample": _sample, "sweep": _sweep}
-        special[verb](rest) if verb in special else _run(verb, rest)
+        if verb in TOOLS:
+            print(_printable(tool(verb).run(rest)))
+        else:
+            _run(verb, rest)
     except SystemExit as stop:  # a parser that has shown its help
         if stop.code not in (0, None):
             raise
@@ -211,11 +122,11 @@ def _help() -> str:
         "Make neural networks lean, and see what that cost.",
         "",
     ]
-    lines += [f"  {verb:<10}{words}" for verb, (words, _) in VERBS.items()]
+    lines += [f"  {verb:<10}{entry.summary}" for verb, entry in VERBS.items()]
     lines += ["", "rectified VERB --help lists a verb's options, with examples.", ""]
     lines += [
         "examples:",
-        *(f"  rectified {verb} {ex[0]}".rstrip() for verb, (_, ex) in VERBS.items()),
+        *(f"  rectified {verb} {one.examples[0]}".rstrip() for verb, one in VERBS.items()),
     ]
     return "\n".join(lines)
 
@@ -242,16 +153,15 @@ class RunOptions:
 
 
 def _run(verb: str, arguments: list[str]) -> None:
-    job = _JOBS[verb]
-    module = import_module(f"rectified.jobs.{job.module}")
-    default = _default(job, module, arguments)
+    chosen, default = _chosen(verb, arguments)
     options, config, _ = _parse(verb, default, arguments)
     check_consent(asdict(config), arguments, _file_of_settings(arguments))
-    _do(verb, job, module, options, config)
+    _do(verb, chosen, options, config)
 
 
-def _do(verb: str, job: Job, module: Any, options: RunOptions, config: Any) -> None:
+def _do(verb: str, job: Job[Any, Any], options: RunOptions, config: Any) -> None:
     """Run a job in its folder, and say where its report is."""
+    from rectified.jobs.job import perform
     from rectified.runs import Run, default_path, environment
     from rectified.training import accelerator
 
@@ -271,13 +181,30 @@ def _do(verb: str, job: Job, module: Any, options: RunOptions, config: Any) -> N
         raise UserError(f"{folder.path} is finished: see {folder.path / 'report.html'}")
     shows = process.is_main_process and not options.quiet
     with contextlib.closing(folder), _resumable(verb, folder), _tracked(options, folder, config):
-        text = module.run(config, folder, environment(), shows)
+        results = perform(job, config, folder, environment(), shows)
+        text = results.text if process.is_main_process else ""
     if process.is_main_process:
         print(f"{_printable(text)}\n\nreport: {folder.path / 'report.html'}")
         if options.push_to_hub is not None:
             print(f"pushed to {push_to_hub(folder.path, options.push_to_hub)}")
     if process.num_processes > 1:  # left to the interpreter's end, Gloo's threads can abort it
         process.end_training()
+
+
+def _chosen(verb: str, arguments: Sequence[str]) -> tuple[Job[Any, Any], Any]:
+    """The job, and the settings that flags override: its own, or those of an earlier run."""
+    from rectified.runs import read_config
+
+    base = job(verb)
+    file = _file_of_settings(arguments)
+    of, settings = (base.verb, {}) if file is None else read_config(Path(file))
+    given = [name for name in base.variants if _value(arguments, f"--{name}") is not None]
+    chosen = base.of([*settings, *given])
+    if file is None:
+        return chosen, chosen.default
+    if of != base.verb:
+        raise UserError(f"{file} is for `rectified {of}`, not for `rectified {base.verb}`")
+    return chosen, from_settings(type(chosen.default), settings, source=file)
 
 
 @contextlib.contextmanager
@@ -470,8 +397,8 @@ def _parse_flags(
     """Read flags over `default`; tyro's own errors become one line."""
     import tyro
 
-    words, examples = VERBS[verb]
-    epilogue = "\n".join(f"  rectified {verb} {example}" for example in examples)
+    words = VERBS[verb].summary
+    epilogue = "\n".join(f"  rectified {verb} {example}" for example in VERBS[verb].examples)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
