@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from rectified.jobs.binarize_settings import ARMS, NETWORKS
+from rectified.jobs.binarize_training import make_network
 from scipy import stats
 
 from rectified.binary import binary_layers, load_packed
@@ -18,8 +20,6 @@ from rectified.data import load_images
 from rectified.errors import UserError
 from rectified.jobs import binarize, binarize_report
 from rectified.jobs.binarize import DEFAULT, BinarizeConfig, resolve, summarise
-from rectified.jobs.binarize_settings import ARMS, NETWORKS
-from rectified.jobs.binarize_training import make_network
 from rectified.jobs.classifiers import load_weights, plain_batches
 from rectified.jobs.reports import combined
 from rectified.jobs.statistics import Interval

@@ -10,12 +10,12 @@ from dataclasses import replace
 import gemmi
 import pytest
 import torch
+from rectified.jobs.protein_settings import PRESETS, fit_config
 
 from rectified.cli import main
 from rectified.errors import UserError
 from rectified.jobs import protein, protein_report, protein_study
 from rectified.jobs.protein import DEFAULT, resolve, run, sample_run
-from rectified.jobs.protein_settings import PRESETS, fit_config
 from rectified.protein import model as protein_model
 from rectified.protein.chain_sets import save_set
 from rectified.protein.checkpoints import load_checkpoint

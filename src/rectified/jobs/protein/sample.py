@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from rectified.errors import UserError
 from rectified.jobs.protein_settings import PRESETS, ProteinConfig, resolve
 from rectified.jobs.protein_study import Study
+
+from rectified.errors import UserError
 from rectified.protein.checkpoints import load_checkpoint
 from rectified.protein.sampling import sample
 from rectified.protein.structure_files import pdb_text

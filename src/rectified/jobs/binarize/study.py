@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-
-from rectified.jobs import binarize_report
 from rectified.jobs.binarize_pack import Packing, pack_and_measure
 from rectified.jobs.binarize_settings import ARMS, BinarizeConfig, network, resolve
 from rectified.jobs.binarize_training import (
@@ -20,6 +18,8 @@ from rectified.jobs.binarize_training import (
     make_network,
     train,
 )
+
+from rectified.jobs import binarize_report
 from rectified.jobs.classifiers import check_outputs, plain_batches
 from rectified.jobs.options import seed_list
 from rectified.jobs.statistics import interval

@@ -1,4 +1,4 @@
-"""What `rectified scatter` says: a page for people, and a few lines for the terminal."""
+"""The page of `rectified scatter`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+import torch
 
-from rectified.jobs.scatter_cases import PIXELS
+from rectified.jobs.job import Results
+from rectified.jobs.scatter.cases import PIXELS, networks
 from rectified.jobs.statistics import interval
 from rectified.report import (
-    Code,
+    Column,
     Figure,
-    KeyValues,
-    Page,
     Part,
     Section,
     Series,
@@ -23,12 +23,10 @@ from rectified.report import (
     Text,
     Verdict,
     lines,
-    render,
 )
 from rectified.report.drawing import COLOURS, Drawing, Sheet, figure
 from rectified.scattering import FilterBank
 
-Results = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 CLAIMS = {  # quantity -> what is claimed
@@ -49,6 +47,7 @@ CLAIMS = {  # quantity -> what is claimed
     "energy_identity": "Energy is conserved",
     "energy_led_on": "Energy that is led on falls with depth",
 }
+SIDE = 32  # of the grid on which filters are drawn
 CLASSES = ("band_limited", "band_limited_modulated", "cartoon", "lipschitz")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -58,27 +57,13 @@ def violations(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["bound"] is not None and not row["measured"] <= row["bound"]]
 
 
-def text(results: Results) -> str:
-    """A short table for the terminal: the worst ratio of every claim, then the accuracies."""
-    rows = results["rows"]
-    said = [f"{'claim':<66}{'worst measured / bound':>24}"]
-    said += [f"{CLAIMS[name]:<66}{ratio:>24.3g}" for name, ratio in _worst(results).items()]
-    bad = violations(rows)
-    count = sum(row["bound"] is not None for row in rows)
-    if count:
-        said.append(f"\n{count - len(bad)} of {count} measured values are within their bounds")
-    said += [f"\nBROKEN: {_named(row)}" for row in bad]
-    said += ["", *(f"{name:<24}{share:>8.2%} accuracy" for name, share in _accuracies(rows))]
-    return "\n".join(said)
-
-
 def _worst(results: Results) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for row in results["summary"]:
+    worst: dict[str, float] = {}
+    for row in results.summary:
         if row["worst_ratio"] is not None:
             name = row["quantity"]
-            found[name] = max(found.get(name, 0.0), row["worst_ratio"])
-    return {name: found[name] for name in CLAIMS if name in found}
+            worst[name] = max(worst.get(name, 0.0), row["worst_ratio"])
+    return {name: worst[name] for name in CLAIMS if name in worst}
 
 
 def _named(row: Row) -> str:
@@ -96,38 +81,37 @@ def _accuracies(rows: Sequence[Row]) -> list[tuple[str, float]]:
     ]
 
 
-def page(results: Results, banks: Mapping[str, FilterBank]) -> str:
-    """The report as one HTML page.
-
-    Args:
-        results: as they are written.
-        banks: the first bank of every network that was checked, on a square grid.
-    """
-    config = results["config"]
-    seeds = _seed_count(results)
-    subtitle = f"{len(banks)} networks, {config['data']}, {seeds} seed{'s' * (seeds != 1)}"
-    return render(Page("Scattering report", subtitle, tuple(sections(results, banks))))
+def subtitle(results: Results) -> str:
+    """What was run, in one line."""
+    seeds = sum(row["case"] == "pixels" for row in results.rows)
+    checked = len(results.settings["networks"])
+    return f"{checked} networks, {results.settings['data']}, {seeds} seed{'s' * (seeds != 1)}"
 
 
-def sections(results: Results, banks: Mapping[str, FilterBank]) -> Iterator[Section]:
-    """The sections of the page, as in `page`."""
-    yield Section("What was found", tuple(_findings(results)))
+def sections(results: Results) -> Iterator[Section]:
+    """What was found, then every claim."""
+    yield Section("What was found", tuple(_findings(results)), is_brief=True)
+    banks = first_banks(results.settings)
     if banks:
         yield Section("Where the filters look", (_tilings(banks),))
         yield Section("Translations, depth by depth", tuple(_translations(results)))
         yield Section("Deformations", tuple(_deformations(results)))
         yield Section("Energy", tuple(_energy(results)))
-        yield Section("Every claim, case by case", (_ratios(results),))
-    yield Section("How this was made", tuple(_origin(results)))
+        yield Section("Every claim, case by case", (_ratios(results), _precision()))
 
 
-def _seed_count(results: Results) -> int:
-    cases = [row["case"] for row in results["rows"] if row["quantity"] == "accuracy"]
-    return cases.count("pixels")
+def first_banks(settings: Row) -> dict[str, FilterBank]:
+    """The first bank of every network that a run with these settings checks, on a small grid."""
+    generator = torch.Generator().manual_seed(settings["seed"] or 0)
+    return {
+        name: layers[0].bank((SIDE, SIDE))
+        for name, layers in networks(generator).items()
+        if name in settings["networks"]
+    }
 
 
 def _findings(results: Results) -> Iterator[Part]:
-    rows = results["rows"]
+    rows = results.rows
     bad, count = violations(rows), sum(row["bound"] is not None for row in rows)
     if bad:
         named = "; ".join(_named(row) for row in bad[:3])
@@ -138,15 +122,15 @@ def _findings(results: Results) -> Iterator[Part]:
             "Each inequality was measured in float64 on the periodic grid, where it is exact.",
             "gain",
         )
-    found = dict(_accuracies(rows))
-    gained = found["scattering order 2"] - found["pixels"]
+    accuracy = dict(_accuracies(rows))
+    gained = accuracy["scattering order 2"] - accuracy["pixels"]
     yield Verdict(
-        f"{found['scattering order 2']:.1%} accuracy, {100 * gained:+.1f} points against pixels",
+        f"{accuracy['scattering order 2']:.1%} accuracy, {100 * gained:+.1f} points against pixels",
         "Test accuracy of a linear (ridge) classifier; no filter was learnt.",
         "gain" if gained > 0 else "loss",
     )
-    columns = ("features", "accuracy")
-    yield Table("Linear classifier", columns, list(found.items()), formats={"accuracy": ".2%"})
+    columns = ("features", Column("accuracy", "%", "higher"))
+    yield Table("Linear classifier", columns, list(accuracy.items()))
     if count:
         worst = [(CLAIMS[name], ratio) for name, ratio in _worst(results).items()]
         yield Table(
@@ -154,12 +138,11 @@ def _findings(results: Results) -> Iterator[Part]:
             ("claim", "measured / bound"),
             worst,
             note="1 is the limit. An adversary should come near it; a class bound need not.",
-            formats={"measured / bound": ".3g"},
         )
 
 
 def _tilings(banks: Mapping[str, FilterBank]) -> Figure:
-    """The largest response at every frequency, zero in the middle: one tile a filter."""
+    """The largest response at every frequency, zero in the middle: one tile per filter."""
     tiles = {name: _tile(bank) for name, bank in banks.items()}
     side, gap = next(iter(tiles.values())).shape[0], 6
 
@@ -198,7 +181,7 @@ def _tile(bank: FilterBank) -> np.ndarray:
 
 
 def _translations(results: Results) -> Iterator[Part]:
-    chosen = [row for row in results["rows"] if row["quantity"] == "translation"]
+    chosen = [row for row in results.rows if row["quantity"] == "translation"]
     columns = ("network", "depth", "moved", "bound", "share of the bound")
     table = [
         (
@@ -230,7 +213,7 @@ def _by_depth(rows: Sequence[Row], case: str, key: str, label: str) -> Series:
 
 
 def _deformations(results: Results) -> Iterator[Part]:
-    rows = results["rows"]
+    rows = results.rows
     table = []
     for name in CLASSES:
         signal = _curve(rows, f"signal {name}", "deformation")
@@ -244,10 +227,15 @@ def _deformations(results: Results) -> Iterator[Part]:
         table.append((name.replace("_", " "), slope(_measured(signal)), *_spread(curves)))
     yield Table(
         "Growth with |tau|: exponent",
-        ("signal", "of the signal", "of features, smallest", "largest"),
+        (
+            "signal",
+            *(
+                Column(name, digits=2)
+                for name in ("of the signal", "of features, smallest", "largest")
+            ),
+        ),
         table,
         note="The theorems give 1, 1, 1/2 and 1 as the smallest exponents that features may have.",
-        formats=dict.fromkeys(("of the signal", "of features, smallest", "largest"), ".2f"),
     )
 
 
@@ -308,7 +296,7 @@ def _log_figure(name: str, signal: Sequence[Row], curves: Mapping[str, Sequence[
 
 
 def _energy(results: Results) -> Iterator[Part]:
-    rows = [row for row in results["rows"] if row["quantity"] == "energy_put_out"]
+    rows = [row for row in results.rows if row["quantity"] == "energy_put_out"]
     shares: dict[str, list[float]] = {}
     for row in rows:
         before = sum(shares.get(row["case"], []))
@@ -316,13 +304,12 @@ def _energy(results: Results) -> Iterator[Part]:
     depth = max(map(len, shares.values()))
     yield Table(
         "Share of the pictures' energy in the features of each depth",
-        ("network", *(f"depth {n}" for n in range(depth)), "in all"),
+        ("network", *(Column(f"depth {n}", "%") for n in range(depth)), Column("in all", "%")),
         [(case, *one, sum(one)) for case, one in shares.items()],
         note="The rest is in maps beyond the last depth, or was lost in the non-linearity.",
-        formats=dict.fromkeys([*(f"depth {n}" for n in range(depth)), "in all"], ".2%"),
     )
     yield _stacked(shares, depth)
-    led = [row for row in results["rows"] if row["quantity"] == "energy_led_on"]
+    led = [row for row in results.rows if row["quantity"] == "energy_led_on"]
     yield Table(
         "One dimension, tight banks, modulus, no pooling: share of the energy that is led on",
         ("bank", "depth", "measured", "bound"),
@@ -361,22 +348,17 @@ def _stacked(shares: Mapping[str, Sequence[float]], depth: int) -> Figure:
 def _ratios(results: Results) -> Table:
     rows = [
         (row["case"], row["quantity"], row["worst_ratio"])
-        for row in results["summary"]
+        for row in results.summary
         if row["worst_ratio"] is not None
     ]
     columns = ("case", "quantity", "measured / bound, at worst")
-    return Table("Every claim", columns, rows, formats={columns[-1]: ".3g"})
+    return Table("Every claim", columns, rows)
 
 
-def _origin(results: Results) -> Iterator[Part]:
-    yield Text(
+def _precision() -> Text:
+    return Text(
         (
             "Norms are sums over the grid. Bounds carry 1e-9 for rounding, identities are held to "
             "1e-11, class bounds of signals to 1e-6, since a sum over the grid is a quadrature.",
         )
     )
-    command = results["environment"].get("command")
-    if command:
-        yield Code(command)
-    yield KeyValues("Settings", results["config"])
-    yield KeyValues("Environment", results["environment"])

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rectified.jobs.binarize_settings import ARMS, BinarizeConfig, fit_config, network
 from torch import Tensor, nn
 
 from rectified.binary import Indicators, anneal, convert, outer_layers, set_progress
 from rectified.binary.layers import binary_layers
 from rectified.data import ImageData, load_images
 from rectified.errors import UserError
-from rectified.jobs.binarize_settings import ARMS, BinarizeConfig, fit_config, network
 from rectified.jobs.classifiers import build, plain_batches, training_batches
 from rectified.runs import FileStore
 from rectified.training import (

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from rectified.jobs.protein_settings import ProteinConfig, fit_config, loss, rules
 from torch import Tensor
 
 from rectified.errors import UserError
 from rectified.flow.pairs import PairStore, fill, fingerprint
 from rectified.jobs import protein_report
 from rectified.jobs.options import seed_list
-from rectified.jobs.protein_settings import ProteinConfig, fit_config, loss, rules
 from rectified.jobs.statistics import interval
 from rectified.protein.chain_sets import load_chains, select
 from rectified.protein.chains import Chain, ChainBatches, PairBatches, seeded, uniform_times
