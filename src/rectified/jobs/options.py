@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from rectified.errors import UserError
+
+C = TypeVar("C")
 
 
 def _comma_separated(kind: type) -> Any:
@@ -29,6 +33,35 @@ Words = Annotated[tuple[str, ...], _comma_separated(str)]
 
 Numbers = Annotated[tuple[int, ...], _comma_separated(int)]
 """A comma-separated list of whole numbers: `--steps 1,2,4`."""
+
+
+def check_minima(config: Any, minima: Mapping[str, int]) -> None:
+    """See that numbers are not too small; None passes.
+
+    Args:
+        config: settings with these names as attributes.
+        minima: name of a setting to the least value it may have.
+
+    Raises:
+        UserError: if one is smaller.
+    """
+    for name, smallest in minima.items():
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            raise UserError(f"{name} must be at least {smallest}, got {value}")
+
+
+def filled(config: C, values: Mapping[str, Any]) -> C:
+    """`config` with those of `values` that it leaves open (None).
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> settings = make_dataclass("Settings", ["epochs", "seed"])(None, 3)
+        >>> filled(settings, {"epochs": 30, "seed": 0})
+        Settings(epochs=30, seed=3)
+    """
+    missing = {name: value for name, value in values.items() if getattr(config, name) is None}
+    return replace(config, **missing)  # type: ignore[type-var]
 
 
 MOST_SEEDS = 1_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,8 +42,8 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def interval(values: Iterable[float]) -> Interval:
-    """The mean of `values` with its 95 % t-interval.
+def interval(values: Iterable[float | None]) -> Interval:
+    """The mean of `values` with its 95 % t-interval; None is an undefined number.
 
     Example:
         >>> found = interval([1.0, 2.0, 3.0])
@@ -52,7 +52,7 @@ def interval(values: Iterable[float]) -> Interval:
     """
     from scipy import stats
 
-    sample = np.asarray(list(values), dtype=np.float64)
+    sample = np.asarray([math.nan if v is None else v for v in values], dtype=np.float64)
     n = len(sample)
     mean = float(sample.mean()) if n else math.nan
     if n < 2:
@@ -78,6 +78,83 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p * (len(known) - rank)))
         corrected[i] = largest
     return corrected
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A comparison of an arm with its base, paired over seeds.
+
+    Attributes:
+        subject: the arm.
+        base: what it is compared with.
+        quantity: the column of rows that is compared.
+        better: which way is better.
+        difference: of the means, in the quantity's own unit.
+        low: lower end of its 95 % interval; None for one seed.
+        high: upper end.
+        p: two-sided, corrected for the number of comparisons; None for one seed.
+        n: number of seeds.
+        outcome: whether p < 0.05, and which way.
+    """
+
+    subject: str
+    base: str
+    quantity: str
+    better: Literal["higher", "lower"]
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+    outcome: Literal["gain", "loss", "no evidence"]
+
+
+def judge(
+    found: Interval,
+    *,
+    subject: str,
+    base: str,
+    quantity: str,
+    better: Literal["higher", "lower"],
+    p: float | None = None,
+) -> Verdict:
+    """What a difference says.
+
+    Args:
+        found: the paired difference, arm minus base.
+        subject: the arm.
+        base: what it is compared with.
+        quantity: that is compared.
+        better: which way is better.
+        p: corrected for the number of comparisons; that of `found` for one alone.
+
+    Example:
+        >>> found = Interval(0.02, 0.005, 0.001, 8)
+        >>> names = {"subject": "lite", "base": "off", "quantity": "accuracy"}
+        >>> judge(found, **names, better="higher", p=0.004).outcome
+        'gain'
+        >>> judge(found, **names, better="lower", p=0.2).outcome
+        'no evidence'
+    """
+    p = found.p if p is None else p
+    low, high, p_value = (None if math.isnan(v) else v for v in (found.low, found.high, p))
+    is_better = (found.mean > 0) == (better == "higher")
+    outcome: Literal["gain", "loss", "no evidence"] = "no evidence"
+    if p_value is not None and p_value < 0.05:
+        outcome = "gain" if is_better else "loss"
+    return Verdict(
+        subject, base, quantity, better, found.mean, low, high, p_value, found.n, outcome
+    )
+
+
+def verdicts(found: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """The verdicts of a family of comparisons, corrected for their number (Holm).
+
+    Args:
+        found: for each, the arguments of `judge` by name but for p, its first as `found`.
+    """
+    corrected = holm([one["found"].p for one in found])
+    return [judge(**one, p=p) for one, p in zip(found, corrected, strict=True)]
 
 
 Row = Mapping[str, Any]
