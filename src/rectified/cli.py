@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 from rectified import __version__
 from rectified.consent import check_consent, factories, folders
 from rectified.errors import UserError, choose
-from rectified.jobs import JOBS, TOOLS, job, tool
+from rectified.jobs import JOBS, TOOLS, job_of, tool_of
 
 if TYPE_CHECKING:
     from rectified.jobs.job import Job
@@ -107,7 +107,7 @@ def _dispatch(arguments: list[str]) -> None:
     choose("verb", verb, list(VERBS))
     try:
         if verb in TOOLS:
-            print(_printable(tool(verb).run(rest)))
+            print(_printable(tool_of(verb).run(rest)))
         else:
             _run(verb, rest)
     except SystemExit as stop:  # a parser that has shown its help
@@ -195,7 +195,7 @@ def _chosen(verb: str, arguments: Sequence[str]) -> tuple[Job[Any, Any], Any]:
     """The job, and the settings that flags override: its own, or those of an earlier run."""
     from rectified.runs import read_config
 
-    base = job(verb)
+    base = job_of(verb)
     file = _file_of_settings(arguments)
     of, settings = (base.verb, {}) if file is None else read_config(Path(file))
     given = [name for name in base.variants if _value(arguments, f"--{name}") is not None]

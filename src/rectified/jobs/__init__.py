@@ -120,7 +120,7 @@ TOOLS = {
 }
 
 
-def job(verb: str) -> Job:
+def job_of(verb: str) -> Job:
     """The job of a verb.
 
     Raises:
@@ -130,7 +130,7 @@ def job(verb: str) -> Job:
     return load(JOBS[verb].place)
 
 
-def tool(verb: str) -> Tool:
+def tool_of(verb: str) -> Tool:
     """The tool of a verb.
 
     Raises:

@@ -210,12 +210,12 @@ class Results:
     @property
     def job(self) -> Job[Any, Any]:
         """The job that made it."""
-        return jobs.job(self.verb).of(self.settings)
+        return jobs.job_of(self.verb).of(self.settings)
 
     @property
     def report(self) -> Report:
         """How it is shown."""
-        shown = jobs.tool(self.verb).report if self.verb in jobs.TOOLS else self.job.report
+        shown = jobs.tool_of(self.verb).report if self.verb in jobs.TOOLS else self.job.report
         if shown is None:
             raise UserError(f"{self.folder / RESULTS} is of {self.verb}, which leaves no results")
         return shown
