@@ -108,6 +108,28 @@ class Verdict:
     n: int
     outcome: Literal["gain", "loss", "no evidence"]
 
+    @property
+    def half_width(self) -> float | None:
+        """Of the interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def largest(self) -> float:
+        """The largest difference, up or down, that the interval holds."""
+        return max(abs(self.low or self.difference), abs(self.high or self.difference))
+
+    def in_points(self) -> str:
+        """A difference of shares in percentage points.
+
+        Example:
+            >>> Verdict("a", "b", "accuracy", "higher", 0.01, None, None, None, 1,
+            ...         "no evidence").in_points()
+            '+1.00 (one seed: no interval)'
+        """
+        if self.half_width is None:
+            return f"{100 * self.difference:+.2f} (one seed: no interval)"
+        return f"{100 * self.difference:+.2f} ± {100 * self.half_width:.2f}"
+
 
 def judge(
     found: Interval,

@@ -1,4 +1,4 @@
-"""What `rectified binarize` says: a page for people, and a few lines for the terminal."""
+"""What a run of `rectified binarize` amounts to, and its page."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from rectified.jobs.statistics import Interval, holm, interval, paired
+from rectified.jobs.job import Results
+from rectified.jobs.statistics import Verdict, interval, paired
+from rectified.jobs.statistics import verdicts as judged
 from rectified.report import (
-    Code,
+    Column,
     Figure,
-    KeyValues,
-    Page,
     Part,
     Section,
     Series,
     Table,
     Text,
-    Verdict,
     lines,
-    render,
 )
+from rectified.report import Verdict as Card
 
-Results = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 NAMES = {
@@ -51,18 +49,50 @@ WAYS = {
 }
 
 
-def comparisons(rows: Sequence[Row]) -> list[tuple[str, str, Interval]]:
+def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The accuracy after the last epoch, over seeds, a row per estimator.
+
+    Example:
+        >>> rows = [{"seed": s, "estimator": "ste", "epoch": e, "accuracy": (s + e) / 10}
+        ...         for s in (1, 3) for e in (1, 2)]
+        >>> [(line["estimator"], line["accuracy_mean"], line["n"]) for line in summarise(rows)]
+        [('ste', 0.4, 2)]
+    """
+    final = _final(rows)
+    lines_ = []
+    for estimator in dict.fromkeys(row["estimator"] for row in final):
+        mean = interval(row["accuracy"] for row in final if row["estimator"] == estimator)
+        lines_.append(
+            {
+                "estimator": estimator,
+                "accuracy_mean": mean.mean,
+                "accuracy_ci95": mean.half_width,
+                "n": mean.n,
+            }
+        )
+    return lines_
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Every pair of estimators, the later minus the earlier, paired by seed, after the last epoch.
 
     The network in full precision is compared with no estimator: it is a ceiling, not a rival.
     """
     final = _final(rows)
     names = [name for name in dict.fromkeys(row["estimator"] for row in final) if name != "float"]
-    return [
-        (ours, base, paired(final, "accuracy", _is(ours), _is(base)))
-        for place, ours in enumerate(names)
-        for base in names[:place]
-    ]
+    return judged(
+        [
+            {
+                "found": paired(final, "accuracy", _is(subject), _is(base)),
+                "subject": subject,
+                "base": base,
+                "quantity": "accuracy",
+                "better": "higher",
+            }
+            for place, subject in enumerate(names)
+            for base in names[:place]
+        ]
+    )
 
 
 def _is(estimator: str) -> Any:
@@ -74,122 +104,101 @@ def _final(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["epoch"] == last]
 
 
-def verdict(ours: str, base: str, found: Interval) -> Verdict:
-    """A difference in words.
+def card(verdict: Verdict) -> Card:
+    """A comparison in words.
 
     Example:
-        >>> verdict("reste", "ste", Interval(0.0082, 0.0136, 0.2, 3)).title
+        >>> one = Verdict("reste", "ste", "accuracy", "higher", 0.01, -0.01, 0.03, 0.2, 3,
+        ...               "no evidence")
+        >>> card(one).title
         'ReSTE and STE: not separated'
     """
+    ours, base = named(verdict.subject), named(verdict.base)
     text = (
-        f"Accuracy {_points(found)} percentage points ({NAMES[ours]} minus {NAMES[base]}, paired "
-        f"over {found.n} seeds, after the last epoch)."
+        f"Accuracy {verdict.in_points()} percentage points ({ours} minus {base}, paired "
+        f"over {verdict.n} seeds, after the last epoch)."
     )
-    if not found.excludes_zero:
-        return Verdict(f"{NAMES[ours]} and {NAMES[base]}: not separated", text)
-    word = "above" if found.mean > 0 else "below"
-    tone = "gain" if found.mean > 0 else "loss"
-    return Verdict(f"{NAMES[ours]} is {word} {NAMES[base]}", text, tone)
+    if verdict.outcome == "no evidence":
+        return Card(f"{ours} and {base}: not separated", text)
+    word = "above" if verdict.outcome == "gain" else "below"
+    return Card(f"{ours} is {word} {base}", text, verdict.outcome)
 
 
-def _points(found: Interval) -> str:
-    if math.isnan(found.half_width):
-        return f"{100 * found.mean:+.2f} (one seed: no interval)"
-    return f"{100 * found.mean:+.2f} ± {100 * found.half_width:.2f}"
+def named(estimator: str) -> str:
+    """An estimator in words."""
+    return NAMES.get(estimator, estimator)
 
 
-def text(results: Results, details: Mapping[str, Any]) -> str:
-    """A short table for the terminal, then what it shows."""
-    rows = results["rows"]
-    final = _final(rows)
-    lines_ = [
-        f"{'estimator':<28}{'accuracy':>10}{'':<9}{'estimating error':>18}"
-        f"{'gradient instability':>22}{'n':>4}"
-    ]
-    for row in results["summary"]:
-        half = row["accuracy_ci95"]
-        spread = "" if math.isnan(half) else f" ± {100 * half:.2f}"
-        error, instability = (
-            interval(one[name] for one in final if one["estimator"] == row["estimator"]).mean
-            for name in ("estimating_error", "gradient_instability")
-        )
-        lines_.append(
-            f"{NAMES[row['estimator']]:<28}{100 * row['accuracy_mean']:>10.2f}{spread:<9}"
-            f"{_number(error, '.4g'):>18}{_number(instability, '.3g'):>22}{row['n']:>4}"
-        )
-    for ours, base, found in comparisons(rows):
-        one = verdict(ours, base, found)
-        lines_.append(f"\n{one.title}\n  {one.text}")
-    return "\n".join([*lines_, *_packed_lines(details.get("packing"))])
-
-
-def _number(value: float, how: str) -> str:
-    return "" if math.isnan(value) else format(value, how)
-
-
-def _packed_lines(packing: Row | None) -> list[str]:
-    if packing is None:
-        return []
-    sizes = packing["sizes"]
-    said = [
-        f"\npacked: {sizes['bytes_float']:,} bytes float, {sizes['bytes_packed']:,} packed "
-        f"({sizes['bytes_float'] / sizes['bytes_packed']:.1f}x smaller), outputs within "
-        f"{sizes['max_abs_difference']:.1e}, {packing['agreement']:.2%} the same class"
-    ]
-    for batch, times in sizes["milliseconds"].items():
-        shown = ", ".join(f"{way} {time:.3f} ms" for way, time in times.items())
-        said.append(f"  {batch.replace('_', ' ')}: {shown}")
-    return said
-
-
-def page(results: Results, details: Mapping[str, Any]) -> str:
-    """The report as one HTML page."""
-    config = results["config"]
-    seeds = len({row["seed"] for row in results["rows"]})
-    subtitle = (
-        f"{config['model']} on {config['data']}, 1W/{config['activation_bits']}A: "
-        f"{', '.join(config['estimator'])}, {seeds} seed{'s' * (seeds != 1)}"
+def subtitle(results: Results) -> str:
+    """What was run, in one line."""
+    settings, seeds = results.settings, _seed_count(results)
+    return (
+        f"{settings['model']} on {settings['data']}, 1W/{settings['activation_bits']}A: "
+        f"{', '.join(settings['estimator'])}, {seeds} seed{'s' * (seeds != 1)}"
     )
-    return render(Page("Binarization report", subtitle, sections(results, details)))
 
 
-def sections(results: Results, details: Mapping[str, Any]) -> tuple[Section, ...]:
-    """The parts of the report, for a page of its own or one over several runs."""
+def sections(results: Results) -> Iterator[Section]:
+    """What was found, over training, layer by layer and on bits."""
+    details = results.details
     packing = details.get("packing")
     measured = [row for row in details["layers"] if row["error"] is not None]
-    return (
-        Section("What was found", tuple(_findings(results))),
-        Section("Over training", tuple(_curves(results))),
-        *([Section("Estimators over training", tuple(_spreads(measured)))] if measured else []),
-        *([Section("Layer by layer", tuple(_layers(measured, details)))] if measured else []),
-        *([Section("On bits", tuple(_packed(packing)))] if packing else []),
-        Section("What to do next", (Text(tuple(_advice(results, details))),)),
-        Section("How this was made", tuple(_origin(results))),
-    )
+    yield Section("What was found", tuple(_findings(results)), is_brief=True)
+    yield Section("Over training", tuple(_curves(results)))
+    if measured:
+        yield Section("Estimators over training", tuple(_spreads(measured)))
+        yield Section("Layer by layer", tuple(_layers(measured, details)))
+    if packing:
+        yield Section("On bits", tuple(_on_bits(packing)), is_brief=True)
+        yield Section("On bits, layer by layer", tuple(_packed_layers(packing)))
+    yield Section("What to do next", (Text(tuple(_advice(results))),))
+
+
+def _seed_count(results: Results) -> int:
+    return len({row["seed"] for row in results.rows})
 
 
 def _findings(results: Results) -> Iterator[Part]:
-    found = comparisons(results["rows"])
-    for ours, base, difference in found:
-        yield verdict(ours, base, difference)
-    if not found:
+    judgements = judgements_of(results)
+    yield from map(card, judgements)
+    if not judgements:
         yield Text(("One estimator only: there is nothing to compare.",))
-    final = _final(results["rows"])
+    yield _last_epoch(results)
+    if judgements:
+        yield _differences(judgements)
+
+
+def judgements_of(results: Results) -> list[Verdict]:
+    """The comparisons of a run; those of version 0.1 are in its rows alone."""
+    if results.verdicts:
+        return [Verdict(**one) for one in results.verdicts]
+    return verdicts(results.rows)
+
+
+def _last_epoch(results: Results) -> Table:
+    final = _final(results.rows)
     rows = []
-    for row in results["summary"]:
+    for row in results.summary:
         mine = [one for one in final if one["estimator"] == row["estimator"]]
         rows.append(
             (
-                NAMES[row["estimator"]],
-                100 * row["accuracy_mean"],
-                _or_none(100 * row["accuracy_ci95"]),
-                _or_none(interval(one["estimating_error"] for one in mine).mean),
-                _or_none(interval(one["gradient_instability"] for one in mine).mean),
+                named(row["estimator"]),
+                row["accuracy_mean"],
+                row["accuracy_ci95"],
+                interval(one["estimating_error"] for one in mine).mean,
+                interval(one["gradient_instability"] for one in mine).mean,
                 row["n"],
             )
         )
-    columns = ("estimator", "accuracy, %", "± 95 %", "estimating error", "instability", "seeds")
-    yield Table(
+    columns = (
+        "estimator",
+        Column("accuracy", "%", "higher"),
+        Column("± 95 %", "%"),
+        Column("estimating error", better="lower"),
+        "instability",
+        "seeds",
+    )
+    return Table(
         "After the last epoch",
         columns,
         rows,
@@ -198,46 +207,42 @@ def _findings(results: Results) -> Iterator[Part]:
             "over layers of ||f(w) - sign(w)||, and s, the sum of var |g|. s grows with the square "
             "of any factor on the gradient, so it compares gain more than unevenness."
         ),
-        formats={"accuracy, %": ".2f", "± 95 %": ".2f", "instability": ".2e"},
     )
-    if found:
-        yield _differences(found)
 
 
-def _differences(found: Sequence[tuple[str, str, Interval]]) -> Table:
-    corrected = holm([one.p for _, _, one in found])
+def _differences(judgements: Sequence[Verdict]) -> Table:
     rows = [
         (
-            f"{NAMES[ours]} - {NAMES[base]}",
-            100 * one.mean,
-            _or_none(100 * one.half_width),
-            _or_none(p),
+            f"{named(one.subject)} - {named(one.base)}",
+            one.difference,
+            one.half_width,
+            one.p,
         )
-        for (ours, base, one), p in zip(found, corrected, strict=True)
+        for one in judgements
     ]
-    columns = ("difference", "points", "± 95 %", "p (Holm)")
+    columns = (
+        "difference",
+        Column("accuracy", "points"),
+        Column("± 95 %", "%"),
+        Column("p (Holm)", digits=3),
+    )
     return Table(
         "Differences in accuracy, paired by seed",
         columns,
         rows,
         note="p-values are corrected for the number of differences.",
-        formats={"points": "+.2f", "± 95 %": ".2f", "p (Holm)": ".3f"},
     )
 
 
-def _or_none(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
-
-
 def _curves(results: Results) -> Iterator[Figure]:
-    rows = results["rows"]
+    rows = results.rows
     shown = {
         "accuracy": ("Accuracy on the test split", "accuracy"),
         "estimating_error": ("Estimating error of the weights, e of the paper", "e"),
         "gradient_instability": ("Gradient instability, s of the paper", "s, logarithmic"),
     }
     for metric, (title, label) in shown.items():
-        known = [row for row in rows if not math.isnan(row[metric])]
+        known = [row for row in rows if row[metric] is not None]
         if not known:
             continue
         transform = math.log10 if metric == "gradient_instability" else float
@@ -253,15 +258,15 @@ def _figure(rows: Sequence[Row], metric: str, title: str, label: str, transform:
         for row in rows:
             if row["estimator"] == estimator:
                 epochs.setdefault(row["epoch"], []).append(transform(row[metric]))
-        found = [interval(values) for _, values in sorted(epochs.items())]
-        known = all(not math.isnan(one.half_width) for one in found)
+        means = [interval(values) for _, values in sorted(epochs.items())]
+        known = all(not math.isnan(one.half_width) for one in means)
         series.append(
             Series(
-                NAMES[estimator],
+                named(estimator),
                 sorted(epochs),
-                [one.mean for one in found],
-                [one.low for one in found] if known else None,
-                [one.high for one in found] if known else None,
+                [one.mean for one in means],
+                [one.low for one in means] if known else None,
+                [one.high for one in means] if known else None,
             )
         )
     ends = "; ".join(f"{one.label} {one.y[0]:.3g} to {one.y[-1]:.3g}" for one in series)
@@ -285,20 +290,21 @@ def _spreads(layers: Sequence[Row]) -> Iterator[Part]:
         ("weights", "gain"): "Gain on the weights: mean slope",
     }
     for (tensor, quantity), title in quantities.items():
-        chosen = [row for row in layers if row["tensor"] == tensor]
+        mine = [row for row in layers if row["tensor"] == tensor]
+        chosen = [row for row in mine if row[quantity] is not None]
         if chosen:
             yield _figure(_means(chosen, quantity), "value", title, quantity, float)
 
 
 def _means(rows: Sequence[Row], quantity: str) -> list[Row]:
-    """The mean over layers, a row an estimator, seed and epoch."""
-    found: dict[tuple[str, int, int], list[float]] = {}
+    """The mean over layers, a row per estimator, seed and epoch."""
+    values: dict[tuple[str, int, int], list[float]] = {}
     for row in rows:
         key = row["estimator"], row["seed"], row["epoch"]
-        found.setdefault(key, []).append(row[quantity])
+        values.setdefault(key, []).append(row[quantity])
     return [
-        {"estimator": estimator, "seed": seed, "epoch": epoch, "value": float(np.mean(values))}
-        for (estimator, seed, epoch), values in found.items()
+        {"estimator": estimator, "seed": seed, "epoch": epoch, "value": float(np.mean(mine))}
+        for (estimator, seed, epoch), mine in values.items()
     ]
 
 
@@ -310,11 +316,17 @@ def _layers(layers: Sequence[Row], details: Mapping[str, Any]) -> Iterator[Part]
             groups.setdefault((row["layer"], row["tensor"], row["estimator"]), []).append(row)
     quantities = ("error", "gain", "slope_spread", "inside", "beyond", "dispersion", "flipped")
     rows = [
-        (layer, tensor, NAMES[estimator], *(_mean(members, name) for name in quantities))
+        (layer, tensor, named(estimator), *(_mean(members, name) for name in quantities))
         for (layer, tensor, estimator), members in groups.items()
     ]
-    columns: tuple[str, ...] = ("layer", "of", "estimator", "error", "gain", "slope spread")
-    columns += ("inside 0.1", "beyond 1.5", "dispersion", "flipped")
+    columns = (
+        *("layer", "of", "estimator"),
+        Column("error", better="lower", digits=3),
+        *(Column(name, digits=3) for name in ("gain", "slope spread")),
+        *(Column(name, "%", digits=1) for name in ("inside 0.1", "beyond 1.5")),
+        Column("dispersion", digits=3),
+        Column("flipped", "%", digits=3),
+    )
     yield Table(
         "Indicators of the last update, mean over seeds",
         columns,
@@ -324,16 +336,13 @@ def _layers(layers: Sequence[Row], details: Mapping[str, Any]) -> Iterator[Part]
             "deviation over that; inside and beyond: shares of abs(z) <= 0.1 and > 1.5; "
             "dispersion: std |g| / mean |g|; flipped: share of the signs that the update changed."
         ),
-        formats=dict.fromkeys(columns[3:6], ".3f")
-        | dict.fromkeys(("inside 0.1", "beyond 1.5"), ".1%")
-        | {"dispersion": ".3f", "flipped": ".3%"},
     )
     kinds = [
         (one["name"], one["kind"], one["weights"], "1 bit" if one["is_binary"] else "float")
         for one in details["converted"]
     ]
-    columns = ("layer", "kind", "weights", "stored as")
-    yield Table("What is binary", columns, kinds, formats={"weights": ",d"})
+    heads = ("layer", "kind", Column("weights", digits=0), "stored as")
+    yield Table("What is binary", heads, kinds)
 
 
 def _mean(rows: Sequence[Row], quantity: str) -> float | None:
@@ -341,9 +350,9 @@ def _mean(rows: Sequence[Row], quantity: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _packed(packing: Row) -> Iterator[Part]:
+def _on_bits(packing: Row) -> Iterator[Part]:
     sizes = packing["sizes"]
-    yield Verdict(
+    yield Card(
         f"{sizes['bytes_float'] / sizes['bytes_packed']:.1f} times smaller on disk",
         f"{sizes['bytes_float']:,} bytes in floating point, {sizes['bytes_packed']:,} packed. "
         f"Outputs differ by at most {sizes['max_abs_difference']:.1e}; "
@@ -352,61 +361,60 @@ def _packed(packing: Row) -> Iterator[Part]:
     )
     for batch, times in sizes["milliseconds"].items():
         best = min(times["float"], times["channels_last"])
-        yield Verdict(
+        yield Card(
             f"{best / times['packed']:.1f} times the float speed at {batch.replace('_', ' ')}",
             f"{times['packed']:.3f} ms against {best:.3f} ms of the faster float layout.",
             "gain" if best > 1.05 * times["packed"] else "neutral",
         )
-    columns = ("way to run", *(f"ms, {b.replace('_', ' ')}" for b in sizes["milliseconds"]))
-    rows: list[list[str | float]] = [
-        [words, *(times[way] for times in sizes["milliseconds"].values())]
-        for way, words in WAYS.items()
-    ]
-    note = "Medians, the ways taking turns on this machine."
-    formats = dict.fromkeys(columns[1:], ".3f")
-    yield Table("Time of the whole network", columns, rows, note=note, formats=formats)
-    layers = [
+    batches = [name.replace("_", " ") for name in sizes["milliseconds"]]
+    yield Table(
+        "Time of the whole network",
+        ("way to run", *(Column(name, "ms", "lower", 3) for name in batches)),
+        [
+            [words, *(times[way] for times in sizes["milliseconds"].values())]
+            for way, words in WAYS.items()
+        ],
+        note="Medians, the ways taking turns on this machine.",
+    )
+
+
+def _packed_layers(packing: Row) -> Iterator[Part]:
+    columns = (
+        *("layer", "runs as"),
+        Column("bytes of weights, float", digits=0),
+        Column("packed", digits=0),
+        "remark",
+    )
+    rows = [
         (one["name"], one["way"], one["bytes_float"], one["bytes_packed"], one["reason"])
         for one in packing["layers"]
     ]
-    columns = ("layer", "runs as", "bytes of weights, float", "packed", "remark")
-    formats = {"bytes of weights, float": ",d", "packed": ",d"}
-    yield Table("Layer by layer", columns, layers, formats=formats)
+    yield Table("Layer by layer", columns, rows)
     if packing["notes"]:
         yield Text(tuple(f"{note[0].upper()}{note[1:]}." for note in packing["notes"]))
 
 
-def _advice(results: Results, details: Mapping[str, Any]) -> Iterator[str]:
-    if "saved" in details:
-        saved = details["saved"]
+def _advice(results: Results) -> Iterator[str]:
+    if "saved" in results.details:
+        saved = results.details["saved"]
         yield (
-            f"model.safetensors holds the network of {NAMES[saved['estimator']]}, seed "
+            f"model.safetensors holds the network of {named(saved['estimator'])}, seed "
             f"{saved['seed']}: the one with the best validation accuracy at the end."
         )
-    if "packing" not in details:
+    if "packing" not in results.details:
         yield "Give --pack to store it on bits, and to see how fast and how equal that is."
-    seeds = len({row["seed"] for row in results["rows"]})
-    found = [one for one in comparisons(results["rows"]) if not math.isnan(one[2].half_width)]
-    unclear = [one for one in found if not one[2].excludes_zero]
-    if seeds < 2:
+    if _seed_count(results) < 2:
         yield "One seed cannot tell estimators apart: run --seeds 8 or more."
-    for ours, base, one in unclear:
-        yield (
-            f"Whether {NAMES[ours]} differs from {NAMES[base]} is not settled: a difference beyond "
-            f"{100 * max(abs(one.low), abs(one.high)):.2f} points is unlikely, a smaller one would "
-            "need more seeds."
-        )
-    names = {row["estimator"] for row in results["rows"]}
+    for one in judgements_of(results):
+        if one.outcome == "no evidence" and one.half_width is not None:
+            yield (
+                f"Whether {named(one.subject)} differs from {named(one.base)} is not settled: a "
+                f"difference beyond {100 * one.largest:.2f} points is unlikely, a smaller one "
+                "would need more seeds."
+            )
+    names = {row["estimator"] for row in results.rows}
     if "reste" in names and not names & {"ste_gain", "wide_ste"}:
         yield (
             "Add the controls wide_ste (where ReSTE starts) and ste_gain (its gain on the weights "
             "without its shape) to see what of a difference is ReSTE's shape."
         )
-
-
-def _origin(results: Results) -> Iterator[Part]:
-    command = results["environment"].get("command")
-    if command:
-        yield Code(command)
-    yield KeyValues("Settings", results["config"])
-    yield KeyValues("Environment", results["environment"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -23,9 +23,10 @@ from rectified.binary import (
     Surrogate,
     SwishSign,
 )
+from rectified.data import ImageData, ImageSource
 from rectified.errors import UserError, choose
 from rectified.jobs.classifiers import RECIPES, Recipe, recipe
-from rectified.jobs.options import Words, seed_list
+from rectified.jobs.options import Words, check_minima, filled, given, seed_list
 from rectified.training import FitConfig
 
 
@@ -156,24 +157,74 @@ def network(model: str) -> Recipe:
     return NETWORKS[model]
 
 
-def resolve(config: BinarizeConfig) -> BinarizeConfig:
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a run does.
+
+    Attributes:
+        config: the settings, with what the network's recipe decides.
+        seeds: of the trainings.
+        network: how the network is made and usually trained.
+        arms: by name, in the order in which they were asked for.
+        fit: how networks are trained, but for the seed.
+        batch_size: examples per step.
+        source: of the pictures.
+        converted: what became of every layer with weights; `check` fills it in.
+    """
+
+    config: BinarizeConfig
+    seeds: tuple[int, ...]
+    network: Recipe
+    arms: Mapping[str, Arm]
+    fit: FitConfig
+    batch_size: int
+    source: ImageSource
+    converted: Sequence[Mapping[str, Any]] = ()
+
+    def data(self, seed: int) -> ImageData:
+        """The splits of a seed, which its arms share."""
+        return self.source.load(seed=seed, limit=self.config.limit)
+
+
+def resolve(config: BinarizeConfig) -> Plan:
     """Check the settings and fill in what the network's recipe decides.
 
     Raises:
         UserError: for a name that is not known or a value that is impossible.
 
     Example:
-        >>> resolve(BinarizeConfig()).epochs
+        >>> resolve(BinarizeConfig()).config.epochs
         30
     """
-    made = network(config.model)
-    if not config.estimator:
+    recipe = network(config.model)
+    arms = _arms(config.estimator)
+    seeds = seed_list(config.seeds, config.seed)
+    _check_bits(config)
+    check_minima(config, {"limit": 2, "batch_size": 2, "epochs": 1, "workers": 1})
+    decided = ("epochs", "batch_size", "learning_rate", "weight_decay", "optimizer")
+    config = filled(config, {name: getattr(recipe, name) for name in decided})
+    fit = FitConfig(
+        **given(config, "epochs", "optimizer", "learning_rate", "weight_decay", "warmup"),
+        **given(config, "precision", "device"),
+        schedule="cosine",
+        clip=CLIP,
+        channels_last=recipe.channels_last,
+    )
+    size = config.batch_size or recipe.batch_size
+    return Plan(config, seeds, recipe, arms, fit, size, ImageSource(config.data))
+
+
+def _arms(names: Sequence[str]) -> dict[str, Arm]:
+    if not names:
         raise UserError(f"estimator must name at least one; choose from {', '.join(ARMS)}")
-    for name in config.estimator:
+    for name in names:
         choose("estimator", name, list(ARMS))
-    if len(set(config.estimator)) < len(config.estimator):
-        raise UserError(f"estimator must name each once, got {', '.join(config.estimator)}")
-    seed_list(config.seeds, config.seed)
+    if len(set(names)) < len(names):
+        raise UserError(f"estimator must name each once, got {', '.join(names)}")
+    return {name: ARMS[name] for name in names}
+
+
+def _check_bits(config: BinarizeConfig) -> None:
     if config.weight_bits != 1:
         raise UserError(
             f"weight_bits must be 1, got {config.weight_bits}; the estimator `float` trains the "
@@ -183,36 +234,3 @@ def resolve(config: BinarizeConfig) -> BinarizeConfig:
         raise UserError(f"activation_bits must be 1 or 32, got {config.activation_bits}")
     if config.pack and set(config.estimator) == {"float"}:
         raise UserError("pack needs a network with 1-bit layers: add one to --estimator")
-    for name, smallest in {"limit": 2, "batch_size": 2, "epochs": 1, "workers": 1}.items():
-        value = getattr(config, name)
-        if value is not None and value < smallest:
-            raise UserError(f"{name} must be at least {smallest}, got {value}")
-    filled = {
-        name: getattr(made, name)
-        for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "optimizer")
-        if getattr(config, name) is None
-    }
-    config = replace(config, **filled)
-    fit_config(config, 0)
-    return config
-
-
-def fit_config(config: BinarizeConfig, seed: int) -> FitConfig:
-    """How a network is trained, once the settings are resolved."""
-    assert config.epochs is not None
-    assert config.learning_rate is not None
-    assert config.weight_decay is not None
-    assert config.optimizer is not None
-    return FitConfig(
-        epochs=config.epochs,
-        optimizer=config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        schedule="cosine",
-        warmup=config.warmup,
-        clip=CLIP,
-        precision=config.precision,
-        channels_last=network(config.model).channels_last,
-        seed=seed,
-        device=config.device,
-    )

@@ -1,58 +1,37 @@
-"""`rectified binarize`: 1-bit networks, estimator beside estimator over seeds; then on bits."""
+"""The work of `rectified binarize`: every estimator with every seed; then the best one on bits."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from rectified.jobs.binarize_pack import Packing, pack_and_measure
-from rectified.jobs.binarize_settings import ARMS, BinarizeConfig, network, resolve
-from rectified.jobs.binarize_training import (
+from torch import nn
+
+from rectified.errors import UserError
+from rectified.jobs.binarize.packing import Packing, pack_and_measure
+from rectified.jobs.binarize.report import summarise, verdicts
+from rectified.jobs.binarize.settings import BinarizeConfig, Plan, resolve
+from rectified.jobs.binarize.training import (
     Task,
     Trained,
     converted,
-    data_of,
     make_network,
     train,
+    train_alone,
 )
-
-from rectified.jobs import binarize_report
-from rectified.jobs.classifiers import check_outputs, plain_batches
-from rectified.jobs.options import seed_list
-from rectified.jobs.statistics import interval
-from rectified.runs import Run
+from rectified.jobs.classifiers import check_outputs, load_weights, plain_batches
+from rectified.jobs.job import Context, Findings, Results
+from rectified.jobs.options import restored
+from rectified.runs import WEIGHTS
 from rectified.training import accelerator
-
-__all__ = ["DEFAULT", "BinarizeConfig", "resolve", "run"]
-
-DEFAULT = BinarizeConfig()
-
-
-def run(config: BinarizeConfig, folder: Run, facts: Mapping[str, Any], progress: bool) -> str:
-    """Do the study and write its folder.
-
-    Args:
-        config: the settings; what is left open is resolved.
-        folder: where the results go; nothing is written before the settings prove possible.
-        facts: the environment, for the record.
-        progress: whether to show progress bars.
-
-    Returns:
-        A short text with what was found.
-    """
-    study = _Study(resolve(config), folder, progress)
-    study.check()
-    folder.begin("binarize", asdict(study.config), facts)
-    study.go_on()
-    return study.finish(facts)
 
 
 @dataclass
-class Found:
-    """What the study has found so far; kept in the checkpoint, arm by arm."""
+class Progress:
+    """What is done; kept in the checkpoint, arm by arm."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
@@ -60,117 +39,132 @@ class Found:
     best: dict[str, Any] | None = None
 
 
-class _Study:
-    """The work of one `run`: every estimator with every seed."""
+def check(plan: Plan) -> Plan:
+    """Try a batch of the data through the network of every arm.
 
-    def __init__(self, config: BinarizeConfig, folder: Run, progress: bool) -> None:
-        self.config = config
-        self.folder = folder
-        self.progress = progress
-        self.seeds = seed_list(config.seeds, config.seed)
-        self.store = folder.store("study")
-        saved = self.store.load() if folder.resume else None
-        self.found = Found(**saved) if saved else Found()
-        self.converted: list[dict[str, Any]] = []
+    Raises:
+        UserError: if data or network cannot be used.
+    """
+    device, seed = accelerator(plan.config.device).device, plan.seeds[0]
+    images = plan.data(seed)
+    example = images.train.select(torch.arange(min(64, len(images.train))))
+    inputs, _ = next(iter(plain_batches(example, images, device=device)))
+    for estimator, arm in plan.arms.items():
+        model = make_network(plan, images, estimator, seed).to(device)
+        check_outputs(model, inputs, len(images.classes))
+        if arm.weights is not None:
+            plan = replace(plan, converted=converted(model))
+    return plan
 
-    def check(self) -> None:
-        """Everything that can be known to fail, before anything is written."""
-        config, device = self.config, accelerator(self.config.device).device
-        images = data_of(config.data, self.seeds[0], config.limit)
-        example = images.train.select(torch.arange(min(64, len(images.train))))
-        inputs, _ = next(iter(plain_batches(example, images, device=device)))
-        for estimator in config.estimator:
-            model = make_network(config, images, estimator, self.seeds[0]).to(device)
-            check_outputs(model, inputs, len(images.classes))
-            if ARMS[estimator].weights is not None:
-                self.converted = converted(model)
 
-    def go_on(self) -> None:
-        """Train what is left, and keep each arm when it is done."""
-        left = [task for task in self.tasks() if task.key not in self.found.done]
-        workers = min(self.workers(), len(left))
-        for task, trained in _in_turn(left) if workers < 2 else _at_once(left, workers):
-            self.keep(task, trained)
-            if self.progress:
-                print(f"{task.key}: {trained.rows[-1]['accuracy']:.2%}", flush=True)
-
-    def tasks(self) -> Iterator[Task]:
-        """Seed by seed, so that an interrupted study compares whole seeds."""
-        for seed in self.seeds:
-            for estimator in self.config.estimator:
-                store = self.folder.store(f"{estimator}-{seed}")
-                words = f"{estimator} seed {seed}" if self.progress else ""
-                yield Task(self.config, estimator, seed, store.path, self.folder.writer, words)
-
-    def workers(self) -> int:
-        """How many trainings run at a time."""
-        process = accelerator(self.config.device)
-        if process.device.type != "cpu" or process.num_processes > 1:
-            return 1  # the device is shared, or the processes are there already
-        if self.config.workers is not None:
-            return self.config.workers
-        # a process takes seconds to start, which small networks do not pay for
-        return (os.cpu_count() or 1) if network(self.config.model).channels_last else 1
-
-    def keep(self, task: Task, trained: Trained) -> None:
-        """Add a finished arm to what was found."""
-        found = self.found
-        found.rows += trained.rows
-        found.layers += trained.layers
-        found.done.append(task.key)
-        for row in trained.rows:
-            self.folder.log({"event": "epoch", **row})
-        is_binary = ARMS[task.estimator].weights is not None
-        if is_binary and not (found.best and found.best["validation"] >= trained.validation):
-            found.best = {
-                "estimator": task.estimator,
-                "seed": task.seed,
-                "validation": trained.validation,
-                "state": trained.model,
-            }
-        self.store.save(vars(found))
-        if self.folder.writer:
+def run(plan: Plan, context: Context) -> Findings:
+    """Train what is left, and keep each arm when it is done."""
+    store = context.folder.store("study")
+    saved = store.load() if context.folder.resume else None
+    state = Progress(**(saved or {}))
+    left = [task for task in tasks(plan, context) if task.key not in state.done]
+    workers = min(workers_of(plan), len(left))
+    for task, trained in _in_turn(left) if workers < 2 else _at_once(left, workers):
+        keep(plan, state, task, trained, context)
+        store.save(vars(state))
+        if context.folder.writer:
             task.store.unlink(missing_ok=True)
+        if context.progress:
+            print(f"{task.key}: {trained.rows[-1]['accuracy']:.2%}", flush=True)
+    return findings(plan, state, context)
 
-    def finish(self, facts: Mapping[str, Any]) -> str:
-        """Write weights, tables, page and results."""
-        found, config = self.found, self.config
-        rows = sorted(found.rows, key=self.place)
-        details: dict[str, Any] = {
-            "layers": sorted(found.layers, key=self.place),
-            "converted": self.converted,
+
+def tasks(plan: Plan, context: Context) -> Iterator[Task]:
+    """Seed by seed, so that an interrupted study compares whole seeds."""
+    for seed in plan.seeds:
+        for estimator in plan.arms:
+            store = context.folder.store(f"{estimator}-{seed}")
+            words = context.words(f"{estimator} seed {seed}")
+            yield Task(
+                plan.config,
+                plan.source,
+                estimator,
+                seed,
+                store.path,
+                context.folder.writer,
+                words,
+            )
+
+
+def workers_of(plan: Plan) -> int:
+    """How many trainings run at a time."""
+    process = accelerator(plan.config.device)
+    if process.device.type != "cpu" or process.num_processes > 1:
+        return 1  # the device is shared, or the processes are there already
+    if plan.config.workers is not None:
+        return plan.config.workers
+    # a process takes seconds to start, which small networks do not pay for
+    return (os.cpu_count() or 1) if plan.network.channels_last else 1
+
+
+def keep(plan: Plan, state: Progress, task: Task, trained: Trained, context: Context) -> None:
+    """Add a finished arm."""
+    state.rows += trained.rows
+    state.layers += trained.layers
+    state.done.append(task.key)
+    for row in trained.rows:
+        context.folder.log({"event": "epoch", **row})
+    is_binary = plan.arms[task.estimator].weights is not None
+    if is_binary and not (state.best and state.best["validation"] >= trained.validation):
+        state.best = {
+            "estimator": task.estimator,
+            "seed": task.seed,
+            "validation": trained.validation,
+            "state": trained.model,
         }
-        results: dict[str, Any] = {
-            "verb": "binarize",
-            "config": asdict(config),
-            "environment": dict(facts),
-            "rows": rows,
-            "summary": summarise(rows),
-        }
-        if found.best is not None:
-            about = {key: str(value) for key, value in found.best.items() if key != "state"}
-            details["saved"] = about
-            self.folder.write_weights(found.best["state"], {"model": config.model, **about})
-            if config.pack and self.folder.writer:
-                packing = self.pack(found.best)
-                results["pack"] = packing.sizes
-                details["packing"] = vars(packing)
-        self.folder.write_json("details.json", details)
-        self.folder.write_text("report.html", binarize_report.page(results, details))
-        self.folder.write_results(**results)
-        return binarize_report.text(results, details)
 
-    def pack(self, best: Mapping[str, Any]) -> Packing:
-        """The saved network on bits."""
-        images = data_of(self.config.data, best["seed"], self.config.limit)
-        model = make_network(self.config, images, best["estimator"], best["seed"])
-        model.load_state_dict(best["state"])
-        inputs, _ = next(iter(plain_batches(images.test, images, device=torch.device("cpu"))))
-        return pack_and_measure(model, inputs, self.folder)
 
-    def place(self, row: Mapping[str, Any]) -> tuple[int, ...]:
-        """Where a row stands: estimators in the order in which they were asked for."""
-        return self.config.estimator.index(row["estimator"]), row["seed"], row["epoch"]
+def findings(plan: Plan, state: Progress, context: Context) -> Findings:
+    """Rows in the order of the arms; weights and bits of the best network."""
+    names = list(plan.arms)
+
+    def place(row: Mapping[str, Any]) -> tuple[int, ...]:
+        return names.index(row["estimator"]), row["seed"], row["epoch"]
+
+    rows = sorted(state.rows, key=place)
+    more: dict[str, Any] = {}
+    details: dict[str, Any] = {
+        "layers": sorted(state.layers, key=place),
+        "converted": plan.converted,
+    }
+    if state.best is not None:
+        about = {key: str(value) for key, value in state.best.items() if key != "state"}
+        details["saved"] = about
+        context.folder.write_weights(state.best["state"], {"model": plan.config.model, **about})
+        if plan.config.pack and context.folder.writer:
+            packing = packed(plan, state.best, context)
+            more["pack"], details["packing"] = packing.sizes, vars(packing)
+    return Findings(rows, summarise(rows), verdicts(rows), more, details)
+
+
+def packed(plan: Plan, best: Mapping[str, Any], context: Context) -> Packing:
+    """The saved network on bits."""
+    images = plan.data(best["seed"])
+    model = make_network(plan, images, best["estimator"], best["seed"])
+    model.load_state_dict(best["state"])
+    inputs, _ = next(iter(plain_batches(images.test, images, device=torch.device("cpu"))))
+    return pack_and_measure(model, inputs, context.folder)
+
+
+def network(results: Results) -> nn.Module:
+    """The best network of a run, in floating point.
+
+    Raises:
+        UserError: if the run trained none with 1-bit layers, or its data are gone.
+    """
+    if "saved" not in results.details:
+        raise UserError(f"{results.folder} has no network with 1-bit layers")
+    plan = resolve(restored(BinarizeConfig, results.settings))
+    saved = results.details["saved"]
+    seed = int(saved["seed"])
+    model = make_network(plan, plan.data(seed), saved["estimator"], seed)
+    load_weights(model, results.folder / WEIGHTS)
+    return model.eval()
 
 
 def _in_turn(tasks: Sequence[Task]) -> Iterator[tuple[Task, Trained]]:
@@ -184,35 +178,5 @@ def _at_once(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Traine
 
     with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         yield from Parallel(return_as="generator_unordered", batch_size=1)(
-            delayed(_with_one_thread)(task) for task in tasks
+            delayed(train_alone)(task) for task in tasks
         )
-
-
-def _with_one_thread(task: Task) -> tuple[Task, Trained]:
-    torch.set_num_threads(1)
-    return task, train(task)
-
-
-def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The accuracy after the last epoch, over seeds, a line an estimator.
-
-    Example:
-        >>> rows = [{"seed": s, "estimator": "ste", "epoch": e, "accuracy": (s + e) / 10}
-        ...         for s in (1, 3) for e in (1, 2)]
-        >>> [(line["estimator"], line["accuracy_mean"], line["n"]) for line in summarise(rows)]
-        [('ste', 0.4, 2)]
-    """
-    last = max(row["epoch"] for row in rows)
-    final = [row for row in rows if row["epoch"] == last]
-    lines = []
-    for estimator in dict.fromkeys(row["estimator"] for row in final):
-        found = interval(row["accuracy"] for row in final if row["estimator"] == estimator)
-        lines.append(
-            {
-                "estimator": estimator,
-                "accuracy_mean": found.mean,
-                "accuracy_ci95": found.half_width,
-                "n": found.n,
-            }
-        )
-    return lines

@@ -10,19 +10,18 @@ import ctypes
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rectified.jobs.binarize_settings import ARMS, BinarizeConfig, fit_config, network
 from torch import Tensor, nn
 
 from rectified.binary import Indicators, anneal, convert, outer_layers, set_progress
 from rectified.binary.layers import binary_layers
-from rectified.data import ImageData, load_images
+from rectified.data import ImageData, ImageSource
 from rectified.errors import UserError
+from rectified.jobs.binarize.settings import BinarizeConfig, Plan, resolve
 from rectified.jobs.classifiers import build, plain_batches, training_batches
 from rectified.runs import FileStore
 from rectified.training import (
@@ -40,7 +39,8 @@ class Task:
     """What to train.
 
     Attributes:
-        config: the settings, resolved.
+        config: the settings.
+        source: of the pictures.
         estimator: the arm.
         seed: of the split, the initial weights and the order of the data.
         store: where the unfinished training is kept.
@@ -49,6 +49,7 @@ class Task:
     """
 
     config: BinarizeConfig
+    source: ImageSource
     estimator: str
     seed: int
     store: Path
@@ -66,7 +67,7 @@ class Trained:
     """Where a training stands.
 
     Attributes:
-        rows: one an epoch, as in results.json.
+        rows: one per epoch, as in results.json.
         layers: the indicators of every layer and epoch.
         validation: accuracy on the validation split at the end; NaN where there is none.
         model: the network's state_dict.
@@ -80,17 +81,10 @@ class Trained:
     optimizer: dict[str, Any] | None = None
 
 
-@lru_cache(maxsize=1)
-def data_of(data: str, seed: int, limit: int | None) -> ImageData:
-    """A seed's split; the arms of a seed share it."""
-    return load_images(data, seed=seed, limit=limit)
-
-
-def make_network(config: BinarizeConfig, images: ImageData, estimator: str, seed: int) -> nn.Module:
+def make_network(plan: Plan, images: ImageData, estimator: str, seed: int) -> nn.Module:
     """The network of an arm, with the initial weights that a seed decides."""
-    recipe = network(config.model)
-    made = build(config.model, images, seed=seed, weights=config.weights, by=recipe)
-    arm = ARMS[estimator]
+    config, arm = plan.config, plan.arms[estimator]
+    made = build(config.model, images, seed=seed, weights=config.weights, by=plan.network)
     if arm.weights is None:
         return made
     return convert(
@@ -113,49 +107,45 @@ def train(task: Task) -> Trained:
     Raises:
         UserError: if the loss is not finite, or weights are not at the end.
     """
-    _keep_memory()
-    config = task.config
-    images = data_of(config.data, task.seed, config.limit)
-    device = accelerator(config.device).device
-    model = make_network(config, images, task.estimator, task.seed).to(device)
+    plan = replace(resolve(task.config), source=task.source)
+    images = plan.data(task.seed)
+    device = accelerator(plan.config.device).device
+    model = make_network(plan, images, task.estimator, task.seed).to(device)
     store = FileStore(task.store, writer=task.writer)
-    saved = store.load()
-    found = Trained(**saved) if saved else Trained()
-    if found.model:
-        model.load_state_dict(found.model)
-    _go_on(task, model, images, found, store)
+    trained = Trained(**(store.load() or {}))
+    if trained.model:
+        model.load_state_dict(trained.model)
+    _train_on(task, plan, model, images, trained, store)
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{task.key}: {name!r} became NaN or infinite; lower learning_rate")
     if len(images.validation):
         held_out = plain_batches(images.validation, images, device=device)
-        found.validation = _accuracy(model, held_out, config.device)
-    found.optimizer = None
-    return found
+        trained.validation = _accuracy(model, held_out, plan.config.device)
+    trained.optimizer = None
+    return trained
 
 
-def _go_on(
-    task: Task, model: nn.Module, images: ImageData, found: Trained, store: FileStore
+def _train_on(
+    task: Task, plan: Plan, model: nn.Module, images: ImageData, trained: Trained, store: FileStore
 ) -> None:
     """The epochs that are left."""
-    config, device = task.config, accelerator(task.config.device).device
-    assert config.epochs is not None
-    assert config.batch_size is not None
+    config, device = plan.config, accelerator(plan.config.device).device
     augment = images.channels == 3 if config.augment is None else config.augment
     batches = training_batches(
-        images, config.batch_size, seed=task.seed, augment=augment, device=device
+        images, plan.batch_size, seed=task.seed, augment=augment, device=device
     )
     test = plain_batches(images.test, images, device=device)
-    state = TrainingState(found.optimizer)
-    if not found.rows:
+    state = TrainingState(trained.optimizer)
+    if not trained.rows:
         set_progress(model, 0.0)
     with Indicators(model, every=len(batches)) as indicators:
-        for epoch in range(len(found.rows), config.epochs):
+        for epoch in range(len(trained.rows), plan.fit.epochs):
             fit(
                 model,
                 classification,
                 batches,
-                fit_config(config, task.seed),
+                replace(plan.fit, seed=task.seed),
                 hooks=[indicators, anneal],
                 start=epoch,
                 stop=epoch + 1,
@@ -163,10 +153,11 @@ def _go_on(
                 progress=f"{task.words} epoch {epoch + 1}" if task.words else "",
             )
             accuracy = _accuracy(model, test, config.device)
-            _record(task, epoch + 1, accuracy, indicators.found[-1], found)
-            found.model = {n: v.detach().cpu() for n, v in model.state_dict().items()}
-            found.optimizer = state.optimizer
-            store.save(vars(found))
+            is_float = plan.arms[task.estimator].weights is None
+            _record(task, epoch + 1, accuracy, indicators.found[-1], trained, is_float=is_float)
+            trained.model = {n: v.detach().cpu() for n, v in model.state_dict().items()}
+            trained.optimizer = state.optimizer
+            store.save(vars(trained))
 
 
 def _accuracy(model: nn.Module, batches: Any, device: str) -> float:
@@ -174,11 +165,16 @@ def _accuracy(model: nn.Module, batches: Any, device: str) -> float:
 
 
 def _record(
-    task: Task, epoch: int, accuracy: float, measured: Mapping[str, Any], found: Trained
+    task: Task,
+    epoch: int,
+    accuracy: float,
+    measured: Mapping[str, Any],
+    trained: Trained,
+    *,
+    is_float: bool,
 ) -> None:
-    is_float = ARMS[task.estimator].weights is None
     about = {"seed": task.seed, "estimator": task.estimator}
-    found.rows.append(
+    trained.rows.append(
         {
             **about,
             "weight_bits": 32 if is_float else task.config.weight_bits,
@@ -190,7 +186,7 @@ def _record(
             "gradient_instability": math.nan if is_float else measured["gradient_instability"],
         }
     )
-    found.layers += [{**about, "epoch": epoch, **layer} for layer in measured["layers"]]
+    trained.layers += [{**about, "epoch": epoch, **layer} for layer in measured["layers"]]
 
 
 def converted(model: nn.Module) -> list[dict[str, Any]]:
@@ -206,6 +202,13 @@ def converted(model: nn.Module) -> list[dict[str, Any]]:
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
+
+
+def train_alone(task: Task) -> tuple[Task, Trained]:
+    """`train` in a process that does nothing else: on one thread, keeping its memory."""
+    torch.set_num_threads(1)
+    _keep_memory()
+    return task, train(task)
 
 
 def _keep_memory() -> None:

@@ -1,4 +1,4 @@
-"""What `rectified protein` says: a page for people, and a few lines for the terminal."""
+"""What a run of `rectified protein` amounts to, and its page."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from rectified.jobs.statistics import Interval, interval
+from rectified.jobs.job import Results
+from rectified.jobs.protein.places import point_name, training_name
+from rectified.jobs.statistics import Interval, Verdict, interval
+from rectified.jobs.statistics import verdicts as judged
 from rectified.report import (
-    Code,
+    Column,
     Figure,
-    KeyValues,
-    Page,
     Part,
     Section,
     Series,
     Structures,
     Table,
     Text,
-    Verdict,
     lines,
-    render,
 )
+from rectified.report import Verdict as Card
 from rectified.report.drawing import Drawing, Sheet, figure
 
 _NOTHING = "\N{EN DASH}"
@@ -43,7 +43,6 @@ MEASURES = {  # of every sample -> what it is, and how it is written
     "radius_of_gyration": ("radius of gyration, Å", ".1f"),
 }
 
-Results = Mapping[str, Any]
 Details = Mapping[str, Any]
 Point = Mapping[str, Any]
 
@@ -60,62 +59,75 @@ def flow_name(number: int) -> str:
     return "reflow" if number == 2 else f"reflow {number - 1}"
 
 
-def text(results: Results, details: Details) -> str:
-    """A short table for the terminal, and the comparisons in words."""
-    said = [
-        f"{'flow':<12}{'length':>7}{'steps':>7}{'CA-CA valid':>13}{'clashes/100':>13}"
-        f"{'helix':>8}{'strand':>8}{'s a sample':>12}"
-    ]
-    for row in results["summary"]:
-        said.append(
-            f"{flow_name(row['round']):<12}{row['length']:>7}{row['steps']:>7}"
-            f"{row['ca_bond_valid_mean']:>13.1%}{row['clashes_per_100_mean']:>13.2f}"
-            f"{row['helix_mean']:>8.1%}{row['strand_mean']:>8.1%}"
-            f"{row['seconds_per_sample_mean']:>12.3f}"
-        )
-    for length, real in details["real"].items():
-        means = {name: interval(real["values"][name]).mean for name in MEASURES}
-        said.append(
-            f"{'real chains':<12}{length:>7}{'':>7}{means['ca_bond_valid']:>13.1%}"
-            f"{means['clashes_per_100']:>13.2f}{means['helix']:>8.1%}{means['strand']:>8.1%}"
-        )
-    said += [f"\n{one.title}\n  {one.text}" for one in _verdicts(results, details)]
-    if details["refused"]["count"]:
-        said.append(f"\n{details['refused']['count']} chains could not be used, among them:")
-        said += [f"  {line}" for line in details["refused"]["first"][:3]]
-    return "\n".join(said)
+def verdicts(
+    rounds: int, steps: Sequence[int], lengths: Sequence[int], points: Sequence[Point]
+) -> list[Verdict]:
+    """What reflow did to few steps, and to clashes; paired by the noise that samples began from."""
+    many, few = max(steps), _few(steps)
+    comparisons: list[dict[str, Any]] = []
+    if rounds < 2 or few == many:
+        return []
+    for length in lengths:
+        ours = _of(points, rounds, few, length)
+        for base_steps in (few, many):
+            theirs = _of(points, 1, base_steps, length)
+            names = {
+                "subject": f"{few} steps after reflow, {length} residues",
+                "base": f"{base_steps} before",
+            }
+            measure = {"quantity": "ca_bond_valid", "better": "higher"}
+            comparisons.append(
+                {"found": difference(ours, theirs, "ca_bond_valid"), **names, **measure}
+            )
+        measure = {"quantity": "clashes_per_100", "better": "lower"}
+        found = difference(ours, _of(points, 1, many, length), "clashes_per_100")
+        comparisons.append({"found": found, **names, **measure})
+    return judged(comparisons)
 
 
-def page(results: Results, details: Details) -> str:
-    """The report as one HTML page."""
-    return render(Page("Protein report", subtitle(results), sections(results, details)))
+def _few(steps: Sequence[int]) -> int:
+    return FEW if FEW in steps else min(steps)
+
+
+def judgements_of(results: Results) -> list[Verdict]:
+    """The comparisons of a run; those of version 0.1 are in its points alone."""
+    if results.verdicts:
+        return [Verdict(**one) for one in results.verdicts]
+    settings = results.settings
+    shape = settings["rounds"], settings["steps"], settings["lengths"]
+    return verdicts(*shape, results.details["points"])
 
 
 def subtitle(results: Results) -> str:
     """What was run, in one line."""
-    config = results["config"]
-    lengths = ", ".join(map(str, config["lengths"]))
-    return (
-        f"preset {config['preset']}, {config['data'] or config['checkpoint']}, {lengths} residues"
-    )
+    settings = results.settings
+    lengths = ", ".join(map(str, settings["lengths"]))
+    origin = settings["data"] or settings["checkpoint"]
+    return f"preset {settings['preset']}, {origin}, {lengths} residues"
 
 
-def sections(results: Results, details: Details) -> tuple[Section, ...]:
-    """The parts of the report, for a page of its own or one over several runs."""
-    return (
-        Section("What was found", tuple(_findings(results, details))),
-        Section("Validity against steps", tuple(_curves(results, details))),
-        Section("Backbones", tuple(_structures(details))),
-        Section("Beside real chains", tuple(_tables(details))),
-        Section("Ramachandran plots", tuple(_ramachandran(details))),
-        Section("Training", tuple(_training(results, details))),
-        Section("How this was made", tuple(_origin(results))),
-    )
+def sections(results: Results) -> Iterator[Section]:
+    """What was found, beside real chains, and the backbones themselves."""
+    details = results.details
+    yield Section("What was found", tuple(_findings(results)), is_brief=True)
+    yield Section("Validity against steps", tuple(_curves(results)))
+    yield Section("Backbones", tuple(_structures(results)))
+    yield Section("Beside real chains", tuple(_tables(details)))
+    yield Section("Ramachandran plots", tuple(_ramachandran(details)))
+    yield Section("Training", tuple(_training(results)))
 
 
-def _findings(results: Results, details: Details) -> Iterator[Part]:
-    yield from _verdicts(results, details)
-    rows = [
+def _findings(results: Results) -> Iterator[Part]:
+    yield from _cards(results)
+    yield _overview(results)
+    refused = results.details["refused"]
+    if refused["count"]:
+        first = "; ".join(refused["first"][:3])
+        yield Text((f"{refused['count']} chains could not be used, among them: {first}.",))
+
+
+def _overview(results: Results) -> Table:
+    rows: list[tuple[Any, ...]] = [
         (
             flow_name(row["round"]),
             row["length"],
@@ -126,45 +138,49 @@ def _findings(results: Results, details: Details) -> Iterator[Part]:
             row["strand_mean"],
             row["seconds_per_sample_mean"],
         )
-        for row in results["summary"]
+        for row in results.summary
     ]
+    for length, real in results.details["real"].items():
+        means = {name: interval(real["values"][name]).mean for name in MEASURES}
+        shares = (means[name] for name in ("ca_bond_valid", "clashes_per_100", "helix", "strand"))
+        rows.append(("real chains", int(length), None, *shares, None))
     columns = (
-        *("flow", "length", "steps", "CA-CA valid", "clashes per 100", "helix", "strand"),
-        "seconds a sample",
+        *("flow", "length", "steps"),
+        Column("CA-CA valid", "%", "higher", 1),
+        Column("clashes per 100", "", "lower", 2),
+        Column("helix", "%", digits=1),
+        Column("strand", "%", digits=1),
+        Column("time per sample", "s", "lower", 3),
     )
-    formats = {"CA-CA valid": ".1%", "clashes per 100": ".2f", "helix": ".1%", "strand": ".1%"}
-    formats["seconds a sample"] = ".3f"
-    yield Table(
+    return Table(
         "Every flow, length and number of steps",
         columns,
         rows,
         note="Means over samples and seeds. Valid: within 3.8 ± 0.1 Å, both ways.",
-        formats=formats,
     )
 
 
-def _verdicts(results: Results, details: Details) -> Iterator[Verdict]:
-    """What reflow did to few steps, and what else it changed."""
-    config = results["config"]
-    many = max(config["steps"])
-    few = FEW if FEW in config["steps"] else min(config["steps"])
-    last = config["rounds"]
-    for length in config["lengths"]:
-        best = _of(details, 1, many, length)
+def _cards(results: Results) -> Iterator[Card]:
+    """How valid the first flow is, what reflow did to few steps, and what else it changed."""
+    settings, details = results.settings, results.details
+    many, few, last = max(settings["steps"]), _few(settings["steps"]), settings["rounds"]
+    judgements = judgements_of(results)
+    for length in settings["lengths"]:
+        best = _of(details["points"], 1, many, length)
         yield _validity(best, details["real"].get(str(length)), many)
-        if last < 2 or few == many:
-            continue
-        ours, theirs = _of(details, last, few, length), _of(details, 1, few, length)
-        yield _compared(ours, theirs, f"{few} steps after reflow against {few} before")
-        yield _compared(ours, best, f"{few} steps after reflow against {many} before")
-        yield _folds(ours, best, details["real"].get(str(length)))
+        mine = [one for one in judgements if one.subject.endswith(f" {length} residues")]
+        yield from (_compared(one) for one in mine if one.quantity == "ca_bond_valid")
+        for one in mine:
+            if one.quantity == "clashes_per_100":
+                ours = _of(details["points"], last, few, length)
+                yield _folds(ours, best, details["real"].get(str(length)), one)
 
 
-def _of(details: Details, number: int, steps: int, length: int) -> list[Point]:
+def _of(points: Sequence[Point], number: int, steps: int, length: int) -> list[Point]:
     """The points of all seeds."""
     return [
         point
-        for point in details["points"]
+        for point in points
         if (point["round"], point["steps"], point["length"]) == (number, steps, length)
     ]
 
@@ -180,35 +196,34 @@ def difference(ours: Sequence[Point], theirs: Sequence[Point], name: str) -> Int
     return interval(a - b for a, b in pairs)
 
 
-def _validity(points: Sequence[Point], real: Mapping[str, Any] | None, steps: int) -> Verdict:
-    found = interval(values(points, "ca_bond_valid"))
+def _validity(points: Sequence[Point], real: Mapping[str, Any] | None, steps: int) -> Card:
+    valid = interval(values(points, "ca_bond_valid"))
     beside = ""
     if real is not None:
         beside = f" Real chains: {interval(real['values']['ca_bond_valid']).mean:.1%}."
     length = points[0]["length"]
-    return Verdict(
-        f"{found.mean:.1%} ± {100 * found.half_width:.1f} valid at {steps} steps",
-        f"CA-CA distances within 3.8 ± 0.1 Å, mean over {found.n} samples of {length} residues "
+    return Card(
+        f"{valid.mean:.1%} ± {100 * valid.half_width:.1f} valid at {steps} steps",
+        f"CA-CA distances within 3.8 ± 0.1 Å, mean over {valid.n} samples of {length} residues "
         f"of the first flow, with its 95 % interval.{beside}",
     )
 
 
-def _compared(ours: Sequence[Point], theirs: Sequence[Point], words: str) -> Verdict:
-    found = difference(ours, theirs, "ca_bond_valid")
-    tone = "neutral"
-    if found.excludes_zero:
-        tone = "gain" if found.mean > 0 else "loss"
-    return Verdict(
-        f"{100 * found.mean:+.1f} ± {100 * found.half_width:.1f} points: {words}",
-        f"Difference of the valid CA-CA distances over {found.n} samples from the same noise, with "
-        "its 95 % interval.",
-        tone,
+def _compared(verdict: Verdict) -> Card:
+    return Card(
+        f"{verdict.in_points()} points: {verdict.subject} against {verdict.base}",
+        f"Difference of the valid CA-CA distances over {verdict.n} samples from the same noise, "
+        "with its 95 % interval.",
+        "neutral" if verdict.outcome == "no evidence" else verdict.outcome,
     )
 
 
 def _folds(
-    ours: Sequence[Point], theirs: Sequence[Point], real: Mapping[str, Any] | None
-) -> Verdict:
+    ours: Sequence[Point],
+    theirs: Sequence[Point],
+    real: Mapping[str, Any] | None,
+    clashes: Verdict,
+) -> Card:
     """What reflow cost: secondary structure, clashes, diversity."""
     parts = []
     for name, word in (("helix", "helix"), ("strand", "strand"), ("clashes_per_100", "clashes")):
@@ -217,19 +232,16 @@ def _folds(
         parts.append(f"{word} {_written(name, before)} to {_written(name, after)}{beside}")
     scores = [interval(point["tm_score"] for point in points).mean for points in (theirs, ours)]
     parts.append(f"mean TM-score of pairs {scores[0]:.2f} to {scores[1]:.2f}")
-    change = difference(ours, theirs, "clashes_per_100")
-    worse = change.excludes_zero and change.mean > 0
-    return Verdict(
-        "What else reflow changed", "; ".join(parts) + ".", "warning" if worse else "neutral"
-    )
+    tone = "warning" if clashes.outcome == "loss" else "neutral"
+    return Card("What else reflow changed", "; ".join(parts) + ".", tone)
 
 
 def _written(name: str, value: float) -> str:
     return format(value, MEASURES[name][1])
 
 
-def _curves(results: Results, details: Details) -> Iterator[Part]:
-    config = results["config"]
+def _curves(results: Results) -> Iterator[Part]:
+    config, details = results.settings, results.details
     for length in config["lengths"]:
         for name in ("ca_bond_valid", "peptide_valid"):
             yield _curve(config, details, length, name)
@@ -240,7 +252,9 @@ def _curve(config: Mapping[str, Any], details: Details, length: int, name: str) 
     series = []
     steps = sorted(config["steps"])
     for number in range(1, config["rounds"] + 1):
-        found = [interval(values(_of(details, number, one, length), name)) for one in steps]
+        found = [
+            interval(values(_of(details["points"], number, one, length), name)) for one in steps
+        ]
         series.append(
             Series(
                 flow_name(number),
@@ -277,26 +291,27 @@ def _speed(config: Mapping[str, Any], details: Details, length: int) -> Table:
     rows = []
     for number in range(1, config["rounds"] + 1):
         for steps in config["steps"]:
-            points = _of(details, number, steps, length)
+            points = _of(details["points"], number, steps, length)
             seconds = interval(point["seconds_per_sample"] for point in points).mean
             rows.append((flow_name(number), steps, seconds))
     return Table(
-        f"Seconds a sample, {length} residues",
-        ("flow", "steps", "seconds"),
+        f"Time per sample, {length} residues",
+        ("flow", "steps", Column("time", "s", "lower", 4)),
         rows,
         note="Wall time of the samples of a point over their number, made in batches.",
-        formats={"seconds": ".4f"},
     )
 
 
-def _structures(details: Details) -> Iterator[Part]:
-    for name, texts in details["shown"].items():
-        number, length, steps = (
-            part.strip("abcdefghijklmnopqrstuvwxyz") for part in name.split("-")
-        )
+def _structures(results: Results) -> Iterator[Part]:
+    shown = results.details["shown"]
+    first = [row for row in results.rows if row["seed"] == results.rows[0]["seed"]]
+    for row in first:
+        if point_name(row) not in shown:
+            continue
+        flow = flow_name(row["round"]).capitalize()
         yield Structures(
-            f"{flow_name(int(number)).capitalize()}, {steps} steps, {length} residues",
-            {f"sample {n}": text for n, text in enumerate(texts)},
+            f"{flow}, {row['steps']} steps, {row['length']} residues",
+            {f"sample {n}": text for n, text in enumerate(shown[point_name(row)])},
             alt="a generated backbone, coloured from its N- to its C-terminus",
             note="Drag to turn. The first samples, not chosen; more of them are in samples/.",
         )
@@ -315,7 +330,7 @@ def _tables(details: Details) -> Iterator[Part]:
         for name, (words, _) in MEASURES.items():
             cells = []
             for number, steps in places:
-                found = interval(values(_of(details, number, -steps, length), name))
+                found = interval(values(_of(details["points"], number, -steps, length), name))
                 cells.append(_with_half_width(name, found))
             if real:
                 cells.append(_with_half_width(name, interval(real["values"][name])))
@@ -323,7 +338,9 @@ def _tables(details: Details) -> Iterator[Part]:
         for key, words in _SHAPES.items():
             cells = []
             for number, steps in places:
-                chosen = [p[key] for p in _of(details, number, -steps, length) if key in p]
+                chosen = [
+                    p[key] for p in _of(details["points"], number, -steps, length) if key in p
+                ]
                 cells.append(f"{interval(chosen).mean:.2f}" if chosen else _NOTHING)
             if real:
                 cells.append(f"{real[key]:.2f}" if key in real else _NOTHING)
@@ -406,33 +423,25 @@ def _heat_maps(maps: Mapping[str, np.ndarray], length: int) -> Figure:
     )
 
 
-def _training(results: Results, details: Details) -> Iterator[Part]:
-    for name, losses in details["losses"].items():
-        if len(losses) < 2:
-            continue
-        number, _, seed = name.removeprefix("round").partition("-seed")
-        yield lines(
-            [Series("loss", list(range(1, len(losses) + 1)), losses)],
-            title=f"{flow_name(int(number)).capitalize()}, seed {seed}",
-            x_label="epoch",
-            y_label="mean loss",
-            alt=f"The loss goes from {losses[0]:.2f} to {losses[-1]:.2f}.",
-        )
+def _training(results: Results) -> Iterator[Part]:
+    details = results.details
+    for seed, number in dict.fromkeys((row["seed"], row["round"]) for row in results.rows):
+        losses = details["losses"].get(training_name(number, seed), [])
+        if len(losses) > 1:
+            yield lines(
+                [Series("loss", list(range(1, len(losses) + 1)), losses)],
+                title=f"{flow_name(number).capitalize()}, seed {seed}",
+                x_label="epoch",
+                y_label="mean loss",
+                alt=f"The loss goes from {losses[0]:.2f} to {losses[-1]:.2f}.",
+            )
     chains, refused = details["chains"], details["refused"]
-    said = [
+    words = [
         f"{chains['train']} chains were learnt from, {chains['held_out']} held out; the network "
         f"has {details['parameters']:,} parameters. The last part of the work took "
         f"{details['seconds']:.0f} s."
     ]
     if refused["count"]:
-        said.append(f"{refused['count']} files or chains could not be used; the first:")
-        said += refused["first"]
-    yield Text(tuple(said))
-
-
-def _origin(results: Results) -> Iterator[Part]:
-    command = results["environment"].get("command")
-    if command:
-        yield Code(command)
-    yield KeyValues("Settings", results["config"])
-    yield KeyValues("Environment", results["environment"])
+        words.append(f"{refused['count']} files or chains could not be used; the first:")
+        words += refused["first"]
+    yield Text(tuple(words))

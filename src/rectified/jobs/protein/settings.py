@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
 
 from rectified.errors import UserError, choose
-from rectified.jobs.options import Numbers, seed_list
+from rectified.jobs.options import Numbers, check_minima, filled, given, seed_list
+from rectified.protein.model import FlowModel
 from rectified.protein.se3_flow import FrameLoss
-from rectified.protein.structure_files import ChainRules
+from rectified.protein.structure_files import ChainRules, ChainSet
 from rectified.training import FitConfig
 
 
@@ -36,7 +39,7 @@ class ProteinConfig:
         transport: assign noise to the chains of a batch by optimal transport.
         late_times: share of the times drawn from the last third alone.
         epochs: of the first flow.
-        batch_size: chains a step.
+        batch_size: chains per step.
         learning_rate: at its peak.
         bonds: weight of the distances between neighbouring residues in the loss.
         pairs: of noise and sample that a reflow learns from, made anew for each length.
@@ -140,7 +143,50 @@ PRESETS: dict[str, dict[str, object]] = {
 PUBLISHED = "reqflow"
 
 
-def resolve(config: ProteinConfig) -> ProteinConfig:
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a run does.
+
+    Attributes:
+        config: the settings, with what the preset decides.
+        seeds: of the trainings.
+        lengths: residues of the samples.
+        rules: which chains are used.
+        loss: the objective.
+        first: how the first flow is trained, but for the seed.
+        reflow: how each reflow is.
+        batch_size: chains per step.
+        late_times: share of the times drawn from the last third alone.
+        transport: whether noise is assigned to chains by optimal transport.
+        pairs: that a reflow learns from, for each length.
+        pair_steps: evaluations for each of them.
+        pair_dtype: of residue pairs in training.
+        chains: that are used; `check` reads them.
+        start: weights to begin with; `check` reads them.
+    """
+
+    config: ProteinConfig
+    seeds: tuple[int, ...]
+    lengths: tuple[int, ...]
+    rules: ChainRules
+    loss: FrameLoss
+    first: FitConfig
+    reflow: FitConfig
+    batch_size: int
+    late_times: float
+    transport: bool
+    pairs: int
+    pair_steps: int
+    pair_dtype: torch.dtype
+    chains: ChainSet = field(default_factory=ChainSet)
+    start: FlowModel | None = None
+
+    def fit(self, seed: int, number: int) -> FitConfig:
+        """How the flow of a round is trained."""
+        return replace(self.first if number == 1 else self.reflow, seed=seed)
+
+
+def resolve(config: ProteinConfig) -> Plan:
     """Check the settings and fill in what the preset decides.
 
     Raises:
@@ -152,32 +198,30 @@ def resolve(config: ProteinConfig) -> ProteinConfig:
     """
     choose("preset", config.preset, list(PRESETS))
     choose("rot_step", config.rot_step, ["exact", "euler", "linear"])
-    seed_list(config.seeds, config.seed)
-    filled = {
-        name: value
-        for name, value in PRESETS[config.preset].items()
-        if getattr(config, name) is None
-    }
-    if config.checkpoint is not None and config.epochs is None:
-        filled["epochs"] = 0
-    config = replace(config, **filled)  # type: ignore[arg-type]
+    seeds = seed_list(config.seeds, config.seed)
+    untrained = {"epochs": 0} if config.checkpoint is not None else {}
+    config = filled(config, PRESETS[config.preset] | untrained)
     if not config.data and (config.epochs or config.checkpoint is None):
         raise UserError(
             "data must be a folder of PDB or mmCIF files, or an npz set: write --data PATH"
         )
     _check_numbers(config)
-    rules(config)
-    fit_config(config, seed=0, reflow=False)
-    fit_config(config, seed=0, reflow=True)
-    loss(config)
-    return config
+    known: Any = config  # the preset has left nothing open
+    return Plan(
+        config,
+        seeds,
+        rules=ChainRules(max(known.shortest, known.crop), known.longest),
+        loss=FrameLoss(bonds=known.bonds),
+        first=_training(config, known.epochs, known.learning_rate),
+        reflow=_training(config, known.reflow_epochs, known.reflow_rate),
+        pair_dtype=torch.bfloat16 if known.pair_precision == "bf16" else torch.float32,
+        **given(known, "lengths", "batch_size", "late_times", "pairs", "pair_steps", "transport"),
+    )
 
 
 def _check_numbers(config: ProteinConfig) -> None:
     minima = {"rounds": 1, "samples": 2, "batch_size": 1, "pairs": 2, "pair_steps": 2, "crop": 0}
-    for name, smallest in minima.items():
-        if getattr(config, name) < smallest:
-            raise UserError(f"{name} must be at least {smallest}, got {getattr(config, name)}")
+    check_minima(config, minima)
     for name, smallest in (("lengths", 10), ("steps", 2)):
         values = getattr(config, name)
         if not values:
@@ -196,25 +240,7 @@ def _check_numbers(config: ProteinConfig) -> None:
         raise UserError(f"keep must leave at least one pair, got {config.keep} of {config.pairs}")
 
 
-def rules(config: ProteinConfig) -> ChainRules:
-    """Which chains are used."""
-    assert config.shortest is not None
-    assert config.longest is not None
-    return ChainRules(max(config.shortest, config.crop or 0), config.longest)
-
-
-def loss(config: ProteinConfig) -> FrameLoss:
-    """The objective."""
-    assert config.bonds is not None
-    return FrameLoss(bonds=config.bonds)
-
-
-def fit_config(config: ProteinConfig, *, seed: int, reflow: bool) -> FitConfig:
-    """How a flow is trained, once the settings are resolved."""
-    epochs = config.reflow_epochs if reflow else config.epochs
-    rate = config.reflow_rate if reflow else config.learning_rate
-    assert epochs is not None
-    assert rate is not None
+def _training(config: ProteinConfig, epochs: int, rate: float) -> FitConfig:
     as_published = config.preset == PUBLISHED
     return FitConfig(
         epochs=epochs,
@@ -226,6 +252,5 @@ def fit_config(config: ProteinConfig, *, seed: int, reflow: bool) -> FitConfig:
         clip=0.0 if as_published else 1.0,
         ema=0.0 if as_published else 0.998,
         compile=config.compile,
-        seed=seed,
         device=config.device,
     )
