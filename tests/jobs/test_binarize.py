@@ -310,7 +310,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path, capsys):
 
 
 def test_weights_that_became_no_numbers_are_told(monkeypatch, tmp_path):
-    def spoil(task, model, *_):
+    def spoil(task, plan, model, *_):
         next(model.parameters()).data.fill_(math.nan)
 
     monkeypatch.setattr("rectified.jobs.binarize.training._train_on", spoil)
