@@ -36,3 +36,15 @@ def choose(kind: str, name: str, options: dict[str, object] | list[str] | tuple[
     if name not in options:
         raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(options)}")
     return name
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's message says in one line, of 200 letters at most; else the error's name.
+
+    Example:
+        >>> first_line(ValueError("too long\\nat column 3"))
+        'too long'
+        >>> first_line(KeyError())
+        'KeyError'
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

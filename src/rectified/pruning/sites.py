@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from rectified.networks import evaluating
 from rectified.pruning.look_ahead import Neighbours
 from rectified.pruning.masks import bare, named_weights, prunable
 
@@ -68,26 +69,6 @@ def activation_kind(
         if bounds and isinstance(bounds[0], int | float) and bounds[0] == 0:
             return function.__name__.rstrip("_"), RELU
     return None
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module has its own mode again.
-
-    Example:
-        >>> model = nn.Dropout()
-        >>> with evaluating(model): print(model.training)
-        False
-        >>> model.training
-        True
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():  # outer modules first, so inner ones have the say
-            module.train(training)
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
