@@ -17,18 +17,18 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "runs": FLOOR,
     "training": FLOOR,
     "models": set(),
-    "gang": set(),
-    "rewriting": set(),
+    "graphs": FLOOR,
+    "inference": FLOOR | {"graphs"},
     "data": {"training"},
-    "pruning": FLOOR | {"training", "gang", "rewriting"},
-    "binary": FLOOR | {"training", "gang", "rewriting"},
+    "pruning": FLOOR | {"training", "graphs"},
+    "binary": FLOOR | {"training", "graphs"},
     "flow": FLOOR | {"training"},
     "protein": FLOOR | {"flow"},
     "scattering": FLOOR,
     "report": FLOOR,
     "jobs": FLOOR
-    | {"runs", "training", "models", "data", "pruning", "binary", "flow", "protein", "scattering"}
-    | {"report"},
+    | {"runs", "training", "models", "data", "graphs", "inference", "pruning", "binary", "flow"}
+    | {"protein", "scattering", "report"},
     "cli": FLOOR | {"jobs", "runs", "report", "training"},
     "__main__": {"cli"},
 }

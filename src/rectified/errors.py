@@ -4,6 +4,9 @@ A `UserError` says which value cannot be used, which rule it broke, and what to 
 command line prints it as one line and exits with 2; every other exception is a fault of ours.
 """
 
+from collections.abc import Callable
+from typing import NoReturn
+
 
 class UserError(ValueError):
     """A value that the caller gave cannot be used.
@@ -48,3 +51,25 @@ def first_line(error: BaseException) -> str:
         'KeyError'
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def moved(room: str, **names: str) -> Callable[[str], NoReturn]:
+    """Make the `__getattr__` of a module from which names have moved.
+
+    Args:
+        room: the module.
+        names: what has moved, and the full name under which it stands now.
+
+    Example:
+        >>> moved("rectified.pruning", compact="rectified.inference.compact")("compact")
+        Traceback (most recent call last):
+        ...
+        ImportError: rectified.pruning.compact has moved to rectified.inference.compact
+    """
+
+    def missing(name: str) -> NoReturn:
+        if name in names:  # an AttributeError would lose its words in `from room import name`
+            raise ImportError(f"{room}.{name} has moved to {names[name]}")
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+
+    return missing

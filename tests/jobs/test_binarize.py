@@ -12,10 +12,11 @@ import pytest
 import torch
 from scipy import stats
 
-from rectified.binary import binary_layers, load_packed
+from rectified.binary import binary_layers
 from rectified.cli import main
 from rectified.data import load_images
 from rectified.errors import UserError
+from rectified.inference.bits import load_packed
 from rectified.jobs import binarize, binarize_report
 from rectified.jobs.binarize import DEFAULT, BinarizeConfig, resolve, summarise
 from rectified.jobs.binarize_settings import ARMS, NETWORKS

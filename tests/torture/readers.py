@@ -16,13 +16,13 @@ import torch
 from rectified.cli import from_settings
 from rectified.data import load_images
 from rectified.files import write_tensors
+from rectified.inference.sparse import load_sparse, save_sparse
 from rectified.jobs.classifiers import load_weights
 from rectified.jobs.deploy import load_lean
 from rectified.jobs.prune_settings import PruneConfig
 from rectified.jobs.reports import combined
 from rectified.jobs.sweep_grid import points
 from rectified.models import mlp
-from rectified.pruning import load_sparse, save_sparse
 from rectified.runs import checkpoint, load_tree, read_config, read_results, save_tree, write_config
 from tests.torture.reader import Reader, written
 from tests.torture.readers_of_verbs import VERB_READERS

@@ -32,11 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from rectified.errors import UserError, choose
+from rectified.graphs.copies import bare
+from rectified.graphs.sites import trace
 from rectified.pruning.cycle import Stage
-from rectified.pruning.masks import Masks, bare, kept
+from rectified.pruning.masks import Masks, kept, prunable
 from rectified.pruning.schedule import Schedule
 from rectified.pruning.scores import Random, Score, Snapshot, magnitude
-from rectified.pruning.sites import trace
 
 Sign = Literal["negative", "positive", "any"]
 
@@ -140,7 +141,7 @@ def activation_scope(model: nn.Module, example: Any, masks: Masks) -> tuple[str,
         >>> activation_scope(model, torch.tensor([[1.0, -1.0]]), masks)
         ('2.weight',)
     """
-    found = trace(model, example)
+    found = trace(model, example, prunable(model))
     name_of_model = type(bare(model)).__name__
     if not found.sites:
         raise UserError(
@@ -169,7 +170,7 @@ def norms_before_relu(model: nn.Module, example: Any) -> tuple[str, ...]:
         >>> norms_before_relu(model, torch.ones(2, 2))
         ('0.weight',)
     """
-    found = trace(model, example)
+    found = trace(model, example, prunable(model))
     return tuple(
         name
         for name, layer in found.layers.items()

@@ -15,13 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectified.errors import UserError
+from rectified.graphs.copies import bare
+from rectified.graphs.sites import trace
+from rectified.graphs.weights import named_weights
+from rectified.pruning.masks import prunable
 from rectified.pruning.scores import Scores, Snapshot, first_batch, network_at
 
 IDENTITY = "identity"
@@ -63,7 +67,7 @@ class LookAhead:
 
     Args:
         neighbours: a snapshot's layers with what is around them, by the weight's name. Default:
-            found by running the first batch (`rectified.pruning.sites.neighbours`).
+            found by running the first batch (`neighbours`).
 
     Raises:
         UserError: when called, if a masked weight has no neighbours' entry, does not belong to a
@@ -98,9 +102,27 @@ class LookAhead:
 
 
 def _found_neighbours(snapshot: Snapshot) -> Mapping[str, Neighbours]:
-    from rectified.pruning.sites import neighbours
-
     return neighbours(network_at(snapshot, "trained"), first_batch(snapshot)[0])
+
+
+def neighbours(model: nn.Module, example: Any) -> dict[str, Neighbours]:
+    """For look-ahead scores: the layers before and after each layer, and the norm behind it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1))
+        >>> neighbours(model, torch.ones(1, 2))["0.weight"]
+        Neighbours(before=(), after=('3.weight',), norm='1')
+    """
+    layers = trace(model, example, prunable(model)).layers
+    order = [name for name in named_weights(bare(model)) if name in layers]
+    return {
+        name: Neighbours(
+            before=tuple(other for other in order if other in layers[name].before),
+            after=tuple(other for other in order if name in layers[other].before),
+            norm=layers[name].norm,
+        )
+        for name in order
+    }
 
 
 def _involved(snapshot: Snapshot, around: Mapping[str, Neighbours]) -> set[str]:
