@@ -2,7 +2,11 @@
 
 A `UserError` says which value cannot be used, which rule it broke, and what to write instead. The
 command line prints it as one line and exits with 2; every other exception is a fault of ours.
+`moved` does the same for whoever imports a name from where it is no more.
 """
+
+from collections.abc import Callable, Collection, Mapping
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -36,3 +40,31 @@ def choose(kind: str, name: str, options: dict[str, object] | list[str] | tuple[
     if name not in options:
         raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(options)}")
     return name
+
+
+def moved(package: str, names: Mapping[str, Collection[str]]) -> Callable[[str], NoReturn]:
+    """The `__getattr__` of a package some of whose names are now in its modules alone.
+
+    Args:
+        package: the package that had the names.
+        names: module of the package -> the names that are now there.
+
+    Returns:
+        A function of a missing name, which raises an ImportError that says where it is (of an
+        AttributeError, `from package import name` would not print the words), or the usual
+        AttributeError for a name that never was.
+
+    Example:
+        >>> moved("rectified.flow", {"grids": ["edm_grid"]})("edm_grid")
+        Traceback (most recent call last):
+        ...
+        ImportError: rectified.flow.edm_grid is now rectified.flow.grids.edm_grid
+    """
+    places = {name: module for module, inside in names.items() for name in inside}
+
+    def missing(name: str) -> NoReturn:
+        if name in places:
+            raise ImportError(f"{package}.{name} is now {package}.{places[name]}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return missing

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from rectified.pruning.look_ahead import Neighbours
 from rectified.pruning.masks import bare, named_weights, prunable
+from rectified.pruning.scores.lookahead import Neighbours
 
 RELU = "relu"  # cut at zero: an output is zero or it fires
 SMOOTH = "smooth"  # near zero for negative input: needs a threshold to call a neuron dead

@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectified.errors import UserError
-from rectified.pruning.scores import Scores, Snapshot, first_batch, network_at
+from rectified.pruning.scores.score import Score, Scores
+from rectified.pruning.scores.snapshot import Snapshot, first_batch, network_at
 
 IDENTITY = "identity"
 
@@ -48,7 +49,7 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class LookAhead:
+class LookAhead(Score):
     """w^2 times the squared norms of what feeds it and what it feeds (LAP).
 
     With w from input channel j to output channel i of layer l,
