@@ -2,6 +2,7 @@
 
 A `UserError` says which value cannot be used, which rule it broke, and what to write instead. The
 command line prints it as one line and exits with 2; every other exception is a fault of ours.
+`moved` does the same for whoever imports a name from where it is no more.
 """
 
 from collections.abc import Callable
