@@ -12,18 +12,19 @@ import pytest
 import torch
 from scipy import stats
 
-from rectified.binary import binary_layers, load_packed
+from rectified.binary import binary_layers
 from rectified.cli import main
 from rectified.data import load_images
 from rectified.errors import UserError
+from rectified.inference.bits import load_packed
 from rectified.jobs.binarize import report, training
 from rectified.jobs.binarize.report import summarise
 from rectified.jobs.binarize.settings import ARMS, NETWORKS, BinarizeConfig, resolve
 from rectified.jobs.binarize.training import make_network
 from rectified.jobs.classifiers import load_weights, plain_batches
 from rectified.jobs.job import open_run
-from rectified.jobs.statistics import Verdict
 from rectified.runs import read_json, read_results
+from rectified.statistics import Verdict
 from rectified.training import classification_quality, evaluate
 
 FAST = "--limit 300 --epochs 2 --device cpu --quiet"

@@ -2,7 +2,7 @@
 
     packed.safetensors   signs as bits, thresholds, what stays in full precision, and the graph
 
-`rectified.binary.load_packed(path)` gives the network back, in a process that knows neither the
+`rectified.inference.load(path)` gives the network back, in a process that knows neither the
 architecture nor the training.
 """
 
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rectified.binary import load_packed, pack, save_packed
+from rectified.inference.bits import load_packed, pack, save_packed
 from rectified.runs import Run
 from rectified.training import logits_of
 

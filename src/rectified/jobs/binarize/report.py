@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from rectified.jobs.job import Results
-from rectified.jobs.statistics import Verdict, interval, paired
-from rectified.jobs.statistics import verdicts as judged
 from rectified.report import (
     Column,
     Figure,
@@ -22,6 +20,8 @@ from rectified.report import (
     lines,
 )
 from rectified.report import Verdict as Card
+from rectified.statistics import Verdict, interval, paired
+from rectified.statistics import verdicts as judged
 
 Row = Mapping[str, Any]
 

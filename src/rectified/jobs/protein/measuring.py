@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
-from rectified.jobs.statistics import interval
 from rectified.protein.chains import Chain, seeded
 from rectified.protein.folds import diversity, helix_and_strand, tm_scores
 from rectified.protein.geometry import Geometry, histogram_distance, measure, ramachandran, torsions
 from rectified.protein.structure_files import ChainSet
+from rectified.statistics import interval
 
 ROW = ("ca_bond_valid", "clashes_per_100", "helix", "strand", "radius_of_gyration")
 _COMPARED = 16  # samples whose folds are compared with one another

@@ -10,8 +10,6 @@ import numpy as np
 
 from rectified.jobs.job import Results
 from rectified.jobs.protein.places import point_name, training_name
-from rectified.jobs.statistics import Interval, Verdict, interval
-from rectified.jobs.statistics import verdicts as judged
 from rectified.report import (
     Column,
     Figure,
@@ -25,6 +23,8 @@ from rectified.report import (
 )
 from rectified.report import Verdict as Card
 from rectified.report.drawing import Drawing, Sheet, figure
+from rectified.statistics import Interval, Verdict, interval
+from rectified.statistics import verdicts as judged
 
 _NOTHING = "\N{EN DASH}"
 FEW = 10  # steps that a reflow is judged at, where they were measured

@@ -33,7 +33,6 @@ from rectified.jobs.protein.pairs import make_pairs
 from rectified.jobs.protein.places import point_name, training_name
 from rectified.jobs.protein.report import verdicts
 from rectified.jobs.protein.settings import Plan
-from rectified.jobs.statistics import interval
 from rectified.protein.chain_sets import load_chains, select
 from rectified.protein.chains import ChainBatches, PairBatches, seeded, uniform_times
 from rectified.protein.checkpoints import load_checkpoint, metadata
@@ -44,6 +43,7 @@ from rectified.protein.model import FlowModel, sized
 from rectified.protein.sampling import Samples, sample
 from rectified.protein.se3_flow import prior
 from rectified.protein.structure_files import ChainSet, pdb_text
+from rectified.statistics import interval
 from rectified.training import Batches, choose_device, evaluating, fit
 
 _TOGETHER = 40_000  # residue pairs that are sampled at once

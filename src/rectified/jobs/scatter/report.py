@@ -12,7 +12,6 @@ import torch
 
 from rectified.jobs.job import Results
 from rectified.jobs.scatter.cases import PIXELS, networks
-from rectified.jobs.statistics import interval
 from rectified.report import (
     Column,
     Figure,
@@ -26,6 +25,7 @@ from rectified.report import (
 )
 from rectified.report.drawing import COLOURS, Drawing, Sheet, figure
 from rectified.scattering import FilterBank
+from rectified.statistics import interval
 
 Row = Mapping[str, Any]
 
