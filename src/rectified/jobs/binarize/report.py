@@ -319,7 +319,7 @@ def _layers(layers: Sequence[Row], details: Mapping[str, Any]) -> Iterator[Part]
         (layer, tensor, named(estimator), *(_mean(members, name) for name in quantities))
         for (layer, tensor, estimator), members in groups.items()
     ]
-    columns = (
+    columns: tuple[Column | str, ...] = (
         *("layer", "of", "estimator"),
         Column("error", better="lower", digits=3),
         *(Column(name, digits=3) for name in ("gain", "slope spread")),

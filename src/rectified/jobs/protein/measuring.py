@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from rectified.protein.chains import Chain, seeded
 from rectified.protein.folds import diversity, helix_and_strand, tm_scores
