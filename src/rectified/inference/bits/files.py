@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
 from rectified.errors import UserError
 from rectified.graphs.copies import is_hooked
+from rectified.graphs.operations import OPERATIONS
 from rectified.inference.bits.bits import panels_to_weight, weight_to_panels
 from rectified.inference.bits.layers import PackedProduct, PoolBits, SignedLayer
 from rectified.inference.bits.packing import PackedLayer, PackedModel
@@ -90,54 +89,23 @@ _MODULES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 _TYPES = {kind.__name__: kind for kind in _MODULES}
 _OPERATIONS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "iadd": operator.iadd,
-    "neg": operator.neg,
-    "floordiv": operator.floordiv,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "truediv": operator.truediv,
-    "getitem": operator.getitem,
-    "getattr": getattr,  # of shapes only, see `_program` and `_built`
-    "torch.add": torch.add,
-    "torch.mul": torch.mul,
-    "torch.cat": torch.cat,
-    "torch.flatten": torch.flatten,
-    "torch.relu": torch.relu,
-    "torch.relu_": torch.relu_,
-    "torch.sigmoid": torch.sigmoid,
-    "torch.tanh": torch.tanh,
-    "torch.reshape": torch.reshape,
-    "torch.squeeze": torch.squeeze,
-    "torch.mean": torch.mean,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "leaky_relu": F.leaky_relu,
-    "softmax": F.softmax,
-    "dropout": F.dropout,
-    "hardtanh": F.hardtanh,
-    "pad": F.pad,
-    "max_pool2d": F.max_pool2d,
-    "avg_pool2d": F.avg_pool2d,
-    "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
-}
-_NAMES = {function: name for name, function in _FUNCTIONS.items()}
-_METHODS: _Names = (
-    "add",
-    "add_",
-    "contiguous",
-    "flatten",
-    "mean",
-    "mul",
-    "permute",
-    "relu",
-    "relu_",
-)
-_METHODS += ("reshape", "size", "squeeze", "sum", "transpose", "unsqueeze", "view")
-_METHODS += ("amax", "chunk", "expand", "expand_as", "sigmoid", "sub", "tanh", "view_as")
+_STORED = """
+    add sub mul div floordiv neg relu relu6 sigmoid tanh hardtanh gelu silu leaky_relu dropout
+    softmax mean sum amax size cat chunk getitem pad contiguous expand expand_as flatten permute
+    reshape squeeze transpose unsqueeze view view_as max_pool2d avg_pool2d adaptive_avg_pool2d
+"""
+_CALLS = [call for name in _STORED.split() for call in OPERATIONS[name].calls]
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    name = function.__name__
+    return f"torch.{name}" if getattr(torch, name, None) is function else name
+
+
+_NAMES = {call: _name_of(call) for call in _CALLS if callable(call)}
+_NAMES[getattr] = "getattr"  # of shapes only, see `_program` and `_built`
+_FUNCTIONS = {name: function for function, name in _NAMES.items()}
+_METHODS = {call for call in _CALLS if isinstance(call, str)}
 
 
 def save_packed(packed: PackedModel, path: str | Path) -> int:

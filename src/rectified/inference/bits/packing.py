@@ -27,12 +27,12 @@ from rectified.graphs.bit_layers import (
     BitLayer,
     bit_layers,
     is_bit_layer,
-    module_of,
     only_input,
     sign,
     trace,
 )
 from rectified.graphs.copies import call_layers_, is_hooked, plain_copy
+from rectified.graphs.operations import module_of
 from rectified.inference.bits.bits import words_for
 from rectified.inference.bits.layers import PackedProduct, PoolBits, SignedLayer
 from rectified.inference.bits.operations import has_kernels, quiet_floats

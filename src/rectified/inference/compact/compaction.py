@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.graphs.copies import agree, bare, plain_copy
+from rectified.graphs.operations import LAYERS
 from rectified.graphs.weights import apply_
 from rectified.inference.compact.channel_graph import (
     ChannelGraph,
@@ -38,7 +39,6 @@ from rectified.inference.compact.channel_graph import (
     channel_graph,
     kernel_sums,
 )
-from rectified.inference.compact.operations import LAYERS
 from rectified.inference.compact.resize import replace_tensors_
 
 
