@@ -61,3 +61,15 @@ def moved(room: str, **names: str) -> Callable[[str], NoReturn]:
         raise AttributeError(f"module {room!r} has no attribute {name!r}")
 
     return missing
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's message says in one line, of 200 letters at most; else the error's name.
+
+    Example:
+        >>> first_line(ValueError("too long\\nat column 3"))
+        'too long'
+        >>> first_line(KeyError())
+        'KeyError'
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -23,8 +23,8 @@ from rectified.jobs.binarize_settings import ARMS, NETWORKS
 from rectified.jobs.binarize_training import make_network
 from rectified.jobs.classifiers import load_weights, plain_batches
 from rectified.jobs.reports import combined
-from rectified.jobs.statistics import Interval
 from rectified.runs import read_json, read_results
+from rectified.statistics import Interval
 from rectified.training import classification_quality, evaluate
 
 FAST = "--limit 300 --epochs 2 --device cpu --quiet"

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from rectified.graphs.copies import bare
+from rectified.networks import evaluating
 
 RELU = "relu"  # cut at zero: an output is zero or it fires
 SMOOTH = "smooth"  # near zero for negative input: needs a threshold to call a neuron dead
@@ -67,26 +68,6 @@ def activation_kind(
         if bounds and isinstance(bounds[0], int | float) and bounds[0] == 0:
             return function.__name__.rstrip("_"), RELU
     return None
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module has its own mode again.
-
-    Example:
-        >>> model = nn.Dropout()
-        >>> with evaluating(model): print(model.training)
-        False
-        >>> model.training
-        True
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():  # outer modules first, so inner ones have the say
-            module.train(training)
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

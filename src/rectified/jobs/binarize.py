@@ -22,8 +22,8 @@ from rectified.jobs.binarize_training import (
 )
 from rectified.jobs.classifiers import check_outputs, plain_batches
 from rectified.jobs.options import seed_list
-from rectified.jobs.statistics import interval
 from rectified.runs import Run
+from rectified.statistics import interval
 from rectified.training import accelerator
 
 __all__ = ["DEFAULT", "BinarizeConfig", "resolve", "run"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rectified.jobs.statistics import Interval, holm, interval, paired
 from rectified.report import (
     Code,
     Figure,
@@ -23,6 +22,7 @@ from rectified.report import (
     lines,
     render,
 )
+from rectified.statistics import Interval, holm, interval, paired
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]

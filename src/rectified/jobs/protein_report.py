@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rectified.jobs.statistics import Interval, interval
 from rectified.report import (
     Code,
     Figure,
@@ -25,6 +24,7 @@ from rectified.report import (
     render,
 )
 from rectified.report.drawing import Drawing, Sheet, figure
+from rectified.statistics import Interval, interval
 
 _NOTHING = "\N{EN DASH}"
 FEW = 10  # steps that a reflow is judged at, where they were measured

@@ -25,7 +25,6 @@ from rectified.flow.pairs import PairStore, fill, fingerprint
 from rectified.jobs import protein_report
 from rectified.jobs.options import seed_list
 from rectified.jobs.protein_settings import ProteinConfig, fit_config, loss, rules
-from rectified.jobs.statistics import interval
 from rectified.protein.chain_sets import load_chains, select
 from rectified.protein.chains import Chain, ChainBatches, PairBatches, seeded, uniform_times
 from rectified.protein.checkpoints import load_checkpoint, metadata
@@ -38,6 +37,7 @@ from rectified.protein.sampling import Samples, sample
 from rectified.protein.se3_flow import prior
 from rectified.protein.structure_files import ChainSet, pdb_text
 from rectified.runs import CHECKPOINT, Run
+from rectified.statistics import interval
 from rectified.training import choose_device, evaluating, fit
 
 _TOGETHER = 40_000  # residue pairs that are sampled at once

@@ -27,12 +27,12 @@ from rectified.jobs.deploy import Architecture, Deployment, deploy
 from rectified.jobs.options import seed_list
 from rectified.jobs.prune_settings import SCORES, PruneConfig, fit_config, stages_of
 from rectified.jobs.prune_training import Request, train_all
-from rectified.jobs.statistics import interval
 from rectified.pruning.activate import activation_scope, norms_before_relu
 from rectified.pruning.cycle import Cycle, Training, plan
 from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
 from rectified.pruning.masks import full_masks
 from rectified.runs import Run
+from rectified.statistics import interval
 from rectified.training import (
     accelerator,
     classification,

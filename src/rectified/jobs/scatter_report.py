@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rectified.jobs.scatter_cases import PIXELS
-from rectified.jobs.statistics import interval
 from rectified.report import (
     Code,
     Figure,
@@ -27,6 +26,7 @@ from rectified.report import (
 )
 from rectified.report.drawing import COLOURS, Drawing, Sheet, figure
 from rectified.scattering import FilterBank
+from rectified.statistics import interval
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]

@@ -11,7 +11,7 @@ from rectified.cli import main
 from rectified.errors import UserError
 from rectified.jobs import prune_report
 from rectified.runs import read_results
-from rectified.tracking import Tracker, scalars
+from rectified.runs.tracker import Tracker, scalars
 
 RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0", "--quiet"]
 

@@ -1,30 +1,14 @@
 import errno
 import json
 import multiprocessing
-import os
 import signal
-import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from rectified.errors import UserError
-from rectified.runs import (
-    Run,
-    atomic,
-    default_path,
-    environment,
-    load_tree,
-    read_config,
-    read_json,
-    read_results,
-    save_tree,
-    to_json,
-    write_config,
-    write_text,
-)
+from rectified.runs import Run, default_path, read_config, read_results
 
 FORK = multiprocessing.get_context("fork")
 
@@ -37,143 +21,6 @@ def begun(path, **how):
 
 def files(path):
     return sorted(str(entry.relative_to(path)) for entry in path.rglob("*"))
-
-
-# ---- atomic writes
-
-
-def test_a_writer_that_fails_leaves_the_old_file_and_no_temporary(tmp_path):
-    target = tmp_path / "a.txt"
-    write_text(target, "old")
-    with pytest.raises(ZeroDivisionError), atomic(target) as temporary:
-        temporary.write_text("half of the n" * (1 // 0))
-    assert target.read_text() == "old"
-    assert files(tmp_path) == ["a.txt"]
-
-
-def test_a_file_is_complete_before_it_has_its_name(tmp_path):
-    with atomic(tmp_path / "a.txt") as temporary:
-        temporary.write_text("whole")
-        assert not (tmp_path / "a.txt").exists()
-    assert (tmp_path / "a.txt").read_text() == "whole"
-
-
-def test_a_file_has_the_rights_that_the_umask_leaves(tmp_path):
-    before = os.umask(0o027)
-    try:
-        write_text(tmp_path / "a.txt", "x")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
-
-
-def test_an_error_of_the_disk_names_the_file_and_not_the_temporary(tmp_path):
-    with pytest.raises(OSError) as caught, atomic(tmp_path / "a.txt"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert caught.value.filename == str(tmp_path / "a.txt")
-
-
-def test_a_full_disk_is_an_os_error_for_tensors_too(tmp_path, monkeypatch):
-    save_tree(tmp_path / "a.safetensors", {"old": 1})
-
-    def full(self, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError) as caught:
-        save_tree(tmp_path / "a.safetensors", torch.zeros(9))
-    assert caught.value.errno == errno.ENOSPC
-    assert load_tree(tmp_path / "a.safetensors") == {"old": 1}
-    assert files(tmp_path) == ["a.safetensors"]
-
-
-# ---- JSON
-
-
-def test_numbers_that_are_not_finite_become_null_at_any_depth():
-    value = {"a": [float("nan"), {"b": (float("inf"), -float("inf"), 1.5)}]}
-    assert json.loads(to_json(value)) == {"a": [None, {"b": [None, None, 1.5]}]}
-
-
-def test_json_holds_dataclasses_paths_and_sets():
-    @dataclass
-    class Point:
-        x: float
-
-    found = to_json({"p": Point(1.0), "path": Path("a/b"), "set": {1}, 2: "ü"})
-    assert found == '{"p": {"x": 1.0}, "path": "a/b", "set": [1], "2": "ü"}'
-
-
-# ---- trees of tensors
-
-
-def test_a_tree_comes_back_as_it_was(tmp_path):
-    tree = {
-        "nested": {"list": [1, 2.5, None, True, "text"], 7: torch.arange(6).reshape(2, 3)},
-        "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
-        "mask": torch.tensor([[True], [False]]),
-        "scalar": torch.tensor(3),
-        "transposed": torch.arange(6.0).reshape(2, 3).T,
-        "no entries": torch.zeros(0, 4),
-        "empty": [{}, []],
-    }
-    save_tree(tmp_path / "tree.safetensors", tree)
-    found = load_tree(tmp_path / "tree.safetensors")
-    assert list(found) == list(tree)
-    assert found["nested"]["list"] == [1, 2.5, None, True, "text"]
-    assert found["empty"] == [{}, []]
-    for name in ("half", "mask", "scalar", "transposed", "no entries"):
-        assert found[name].dtype == tree[name].dtype
-        assert torch.equal(found[name], tree[name])
-    assert torch.equal(found["nested"][7], tree["nested"][7])
-
-
-def test_tuples_come_back_as_lists_and_undefined_numbers_as_they_were(tmp_path):
-    save_tree(tmp_path / "t.safetensors", (1, (float("inf"),)))
-    assert load_tree(tmp_path / "t.safetensors") == [1, [float("inf")]]
-
-
-def test_a_tensor_that_occurs_twice_is_stored_once(tmp_path):
-    tensor = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
-    save_tree(tmp_path / "one.safetensors", [tensor])
-    save_tree(tmp_path / "two.safetensors", [tensor, {"again": tensor}])
-    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("one", "two")]
-    assert sizes[1] - sizes[0] < 1000
-    first, second = load_tree(tmp_path / "two.safetensors")
-    assert torch.equal(first, tensor)
-    assert torch.equal(second["again"], tensor)
-
-
-def test_views_of_one_memory_keep_their_own_values(tmp_path):
-    whole = torch.arange(6.0)
-    save_tree(tmp_path / "t.safetensors", [whole, whole[:3], whole.reshape(2, 3), whole[::2]])
-    found = load_tree(tmp_path / "t.safetensors")
-    assert [one.tolist() for one in found[1:]] == [[0, 1, 2], [[0, 1, 2], [3, 4, 5]], [0, 2, 4]]
-
-
-def test_a_tree_of_anything_else_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="cannot store a object"):
-        save_tree(tmp_path / "t.safetensors", {"a": object()})
-    assert files(tmp_path) == []
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "foreign", "flipped"])
-def test_a_damaged_checkpoint_is_named(tmp_path, damage):
-    from safetensors.torch import save_file
-
-    path = tmp_path / "t.safetensors"
-    save_tree(path, {"a": torch.zeros(100)})
-    whole = path.read_bytes()
-    if damage == "foreign":
-        save_file({"a": torch.zeros(2)}, path)
-    else:
-        contents = {"empty": b"", "cut": whole[:-7], "text": b"hello " * 9}
-        path.write_bytes(contents.get(damage, bytes([255]) + whole[1:]))
-    with pytest.raises(UserError, match=r"t\.safetensors is damaged or not a checkpoint of ours"):
-        load_tree(path)
-
-
-# ---- the folder
 
 
 def test_nothing_is_written_before_a_run_begins(tmp_path):
@@ -372,64 +219,6 @@ def test_a_replacing_run_is_kept_out_too_and_removes_nothing(tmp_path):
         begun(tmp_path / "run", replace=True)
     assert first.begun
     first.close()
-
-
-# ---- reading back
-
-
-def test_settings_come_back_from_yaml(tmp_path):
-    settings = {"ap": ("off", "lite"), "rate": 1e-5, "target": None, "norm": "auto", "no": "off"}
-    write_config(tmp_path / "c.yaml", "prune", settings)
-    verb, found = read_config(tmp_path / "c.yaml")
-    assert verb == "prune"
-    assert found == {**settings, "ap": ["off", "lite"]}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"no settings at .*No such file"),
-        ("a: [", "is not a YAML file of settings"),
-        ("- 1", "does not say which verb"),
-        ("data: digits", "does not say which verb"),
-        ("verb: prune\n?", "a setting's name is no text"),
-        (b"\xff\xfe\x00", "is not a YAML file of settings"),
-        ("!!python/object/apply:os.system ['true']", "is not a YAML file of settings"),
-    ],
-)
-def test_settings_that_are_none_are_named(tmp_path, content, message):
-    path = tmp_path / "config.yaml"
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=message):
-        read_config(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"has no results\.json: it is not a finished run"),
-        ("{", "is damaged"),
-        ("3", "lacks config, environment, rows, summary, verb"),
-        ('{"verb": "prune", "config": {}, "rows": [], "summary": []}', "lacks environment"),
-    ],
-)
-def test_results_that_are_none_are_named(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "results.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_results(tmp_path)
-
-
-def test_a_missing_json_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"has no details\.json"):
-        read_json(tmp_path / "details.json")
-
-
-def test_the_environment_names_versions_machine_and_command():
-    found = environment()
-    assert found["packages"]["torch"] == torch.__version__
-    assert {"python", "platform", "processor", "cores", "gpu", "command", "started"} <= set(found)
 
 
 def test_the_default_folder_is_new_and_named_by_verb_and_data(tmp_path, monkeypatch):

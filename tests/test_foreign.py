@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rectified import consent
+from rectified import foreign
 from rectified.cli import main
-from rectified.consent import check_consent, factories
 from rectified.errors import UserError
+from rectified.foreign import check_consent, factories
 from rectified.jobs import prune_report
 
 NET = """
@@ -90,7 +90,7 @@ def test_a_folder_of_scripts_that_was_typed_is_let_through():
     settings = {"mpnn": "theirs"}
     for words in (["--mpnn", "theirs"], ["--mpnn=theirs"], ["--grid", "seed=0 mpnn=theirs,b"]):
         check_consent(settings, words, "theirs.yaml")
-        Path(consent._file()).unlink()
+        Path(foreign._file()).unlink()
     with pytest.raises(UserError, match=r"'theirs' stands in theirs\.yaml"):
         check_consent(settings, ["--data", "theirs.npz"], "theirs.yaml")
 
@@ -131,8 +131,8 @@ def test_a_person_at_a_terminal_is_asked(answer, agrees, monkeypatch, capsys):
         def readline(self):
             return answer
 
-    monkeypatch.setattr(consent.sys, "stdin", Terminal())
-    monkeypatch.setattr(consent.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(foreign.sys, "stdin", Terminal())
+    monkeypatch.setattr(foreign.sys.stderr, "isatty", lambda: True, raising=False)
     if agrees:
         check_consent({"model": "a:b"}, [], "file.yaml")
         check_consent({"model": "a:b"}, [], "file.yaml")  # remembered

@@ -3,70 +3,22 @@ import gc
 import math
 import weakref
 from functools import partial
-from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rectified import training
 from rectified.errors import UserError
 from rectified.training import (
-    EMA,
     FitConfig,
     Step,
     TrainingState,
-    accelerator,
-    choose_device,
     classification,
-    classification_quality,
-    evaluate,
-    evaluating,
     fit,
-    learning_rate_factor,
-    logits_of,
-    make_optimizer,
+    loop,
 )
-
-PLAIN = FitConfig(epochs=4, device="cpu")
-
-
-class Noise:
-    """A few random batches; the epoch's number decides them."""
-
-    def __init__(self, sizes=(8, 8, 8), shape=(6,), classes=3):
-        self.sizes, self.shape, self.classes = sizes, shape, classes
-
-    def __len__(self):
-        return len(self.sizes)
-
-    def epoch(self, number):
-        generator = torch.Generator().manual_seed(1000 + number)
-        for size in self.sizes:
-            yield (
-                torch.randn(size, *self.shape, generator=generator),
-                torch.randint(self.classes, (size,), generator=generator),
-            )
-
-
-def network(*extra):
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), *extra, nn.Linear(16, 3))
-
-
-def images_network():
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)]
-        return nn.Sequential(*layers)
-
-
-def same(a, b):
-    first, second = a.state_dict(), b.state_dict()
-    return list(first) == list(second) and all(torch.equal(first[n], second[n]) for n in first)
+from tests.training.material import PLAIN, Noise, images_network, network, same
 
 
 class Memory:
@@ -79,9 +31,6 @@ class Memory:
 
     def save(self, state, /):
         self.saved = copy.deepcopy(state)
-
-
-# ---- the loop
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
@@ -161,7 +110,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_end(
 ):
     from rectified.runs import FileStore
 
-    monkeypatch.setattr(training, "_SAVE_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "_SAVE_EVERY_SECONDS", -1.0)
     config = FitConfig(epochs=4, ema=ema, optimizer="adam", learning_rate=0.01, device="cpu")
     undisturbed, model = network(nn.Dropout(0.3)), network(nn.Dropout(0.3))
     losses = fit(undisturbed, classification, Noise(), config)
@@ -226,64 +175,6 @@ def test_a_loss_that_is_not_finite_stops_the_training(bad):
         fit(network(), objective, Noise(), PLAIN)
 
 
-# ---- settings
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"optimizer": "lion"}, "unknown optimizer 'lion'; choose from sgd, adam, adamw"),
-        ({"schedule": "x"}, "unknown schedule 'x'"),
-        ({"precision": "fp8"}, "unknown precision 'fp8'"),
-        ({"epochs": -1}, "epochs must be at least 0, got -1"),
-        ({"learning_rate": 0.0}, r"learning_rate must be positive, got 0\.0"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
-        ({"momentum": 1.0}, "momentum must be in"),
-        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
-        ({"warmup": 1.0}, "warmup must be in"),
-        ({"drops": (0.5, 1.0)}, r"drops must be in \(0, 1\)"),
-        ({"clip": -1.0}, "clip must be at least 0"),
-        ({"ema": 1.0}, "ema must be in"),
-    ],
-)
-def test_impossible_settings_are_named(values, message):
-    config = copy.copy(PLAIN)
-    for name, value in values.items():
-        # past the type checker of the tests, which would refuse unknown words first
-        object.__setattr__(config, name, value)
-    with pytest.raises(UserError, match=message):
-        config.__post_init__()
-
-
-@pytest.mark.parametrize("schedule", ["steps", "cosine", "linear", "constant"])
-def test_schedules_warm_up_and_never_exceed_the_peak(schedule):
-    config = FitConfig(schedule=schedule, warmup=0.1)
-    factors = [learning_rate_factor(config, p / 1000) for p in range(1000)]
-    assert factors[0] == 0
-    assert factors[50] == pytest.approx(0.5)
-    assert max(factors) == 1
-    after = factors[100:]
-    assert all(a >= b for a, b in pairwise(after))
-
-
-def test_schedules_end_where_they_say():
-    ends = {"cosine": 0.0, "linear": 0.0, "constant": 1.0, "steps": 0.01}
-    for schedule, end in ends.items():
-        config = FitConfig(schedule=schedule)
-        assert learning_rate_factor(config, 1 - 1e-9) == pytest.approx(end, abs=1e-8)
-    middle = FitConfig(schedule="cosine", warmup=0.0)
-    assert learning_rate_factor(middle, 1 / 3) == pytest.approx(0.75)
-
-
-def test_frozen_parameters_are_left_alone():
-    model = network()
-    model[0].weight.requires_grad_(False)
-    before = model[0].weight.clone()
-    assert len(make_optimizer(model, PLAIN).param_groups[0]["params"]) == 3
-    fit(model, classification, Noise(), PLAIN)
-    assert torch.equal(before, model[0].weight)
-
-
 def test_clipping_bounds_every_step():
     model, start = network(), network()
     config = FitConfig(epochs=1, clip=1e-3, momentum=0.0, weight_decay=0.0, warmup=0.0,
@@ -293,13 +184,6 @@ def test_clipping_bounds_every_step():
     assert float(sum(m.detach().square().sum() for m in moved)) ** 0.5 == pytest.approx(
         1e-3, rel=1e-3
     )
-
-
-def test_nesterov_is_not_plain_momentum():
-    plain, nesterov = network(), network()
-    fit(plain, classification, Noise(), FitConfig(epochs=1, device="cpu"))
-    fit(nesterov, classification, Noise(), FitConfig(epochs=1, nesterov=True, device="cpu"))
-    assert not same(plain, nesterov)
 
 
 def test_bf16_trains_float32_weights_to_nearly_the_same_place():
@@ -342,96 +226,3 @@ def test_a_compiled_training_is_the_same_training(monkeypatch):
     others = fit(compiled, classification, Noise(), FitConfig(epochs=2, compile=True, device="cpu"))
     assert others == pytest.approx(losses, rel=1e-4)
     assert list(compiled.state_dict()) == list(plain.state_dict())
-
-
-def test_devices_are_chosen_by_name(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="device cuda is not available here; write --device cpu"):
-        choose_device("cuda")
-    with pytest.raises(UserError, match="unknown device 'tpu'; choose from auto, cpu, cuda"):
-        choose_device("tpu")
-
-
-def test_one_process_is_one_process():
-    assert accelerator("cpu") is accelerator("cpu")
-    assert accelerator("cpu").num_processes == 1
-
-
-# ---- the moving average
-
-
-def test_the_average_is_the_recursion_that_it_says():
-    model = nn.Linear(1, 1, bias=False).double()
-    average = EMA(model, 0.5)
-    expected = float(model.weight.detach())
-    for number, value in enumerate([1.0, 4.0, -2.0] * 10, start=1):
-        model.weight.data.fill_(value)
-        average.update(model)
-        decay = min(0.5, (1 + number) / (10 + number))
-        expected = decay * expected + (1 - decay) * value
-    assert float(average.state["weight"]) == pytest.approx(expected, rel=1e-12)
-
-
-def test_fit_leaves_the_average_and_whole_number_buffers_are_copied():
-    model = images_network()
-    followed = []
-
-    def follow(step):
-        followed.append(step.model.state_dict()["0.weight"].clone())
-
-    config = FitConfig(epochs=2, ema=0.9, device="cpu")
-    fit(model, classification, Noise(shape=(3, 8, 8)), config, hooks=[follow])
-    expected = images_network().state_dict()["0.weight"]
-    for number, weight in enumerate(followed, start=1):
-        expected = expected.lerp(weight, 1 - min(0.9, (1 + number) / (10 + number)))
-    assert torch.allclose(model[0].weight, expected)
-    assert int(model[1].num_batches_tracked) == 6
-
-
-# ---- evaluation
-
-
-def test_evaluation_is_exact_over_batches_of_any_size():
-    model = network()
-    batches = list(Noise((7, 1, 12, 3)).epoch(0))
-    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    found = evaluate(model, classification_quality, batches, device="cpu")
-    assert found["loss"] == pytest.approx(float(F.cross_entropy(model(x), y)), rel=1e-6)
-    assert found["accuracy"] == float((model(x).argmax(1) == y).double().mean())
-
-
-def test_evaluation_needs_an_example():
-    with pytest.raises(UserError, match="batches must hold at least one example"):
-        evaluate(network(), classification_quality, [], device="cpu")
-
-
-def test_evaluation_changes_nothing_and_puts_every_mode_back():
-    model = images_network().train()
-    model[1].eval()  # frozen statistics
-    before = copy.deepcopy(model.state_dict())
-    evaluate(model, classification_quality, Noise(shape=(3, 8, 8)).epoch(0), device="cpu")
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert model.training
-    assert not model[1].training
-
-
-def test_modes_are_put_back_after_an_error():
-    model = network().train()
-    with pytest.raises(ZeroDivisionError), evaluating(model):
-        1 // int(model.training)
-    assert model.training
-
-
-def test_logits_are_found_in_the_outputs_of_other_libraries():
-    scores = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    assert logits_of(scores) is scores
-    assert logits_of(SimpleNamespace(logits=scores)) is scores
-    assert logits_of((SimpleNamespace(logits=scores), None)) is scores
-
-    class Wrapped(nn.Module):
-        def forward(self, x):
-            return SimpleNamespace(logits=scores)
-
-    labels = torch.tensor([0, 1])
-    assert classification(Wrapped(), (scores, labels)) == F.cross_entropy(scores, labels)

@@ -1,4 +1,9 @@
-"""What a file says of its size, checked before it is believed.
+"""Files: written whole or not at all, and not believed before they are checked.
+
+    with atomic(path) as temporary: ...       # takes its name at the end, if all went well
+    write_text(path, text)                    # the same of a text
+    write_tensors(path, tensors, metadata)    # the same of a safetensors file
+    to_json(value)                            # strict JSON of nested values
 
 A few kilobytes can say that they hold terabytes: a zip archive whose entries grow when they are
 read, weights whose description asks for a network of 10^12 of them. Both are refused before
@@ -12,15 +17,93 @@ anything is made.
 from __future__ import annotations
 
 import gzip
+import json
+import math
+import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
+TEMPORARY = ".tmp"  # the suffix of a file that is being written
 FREE_BYTES = 2**28  # what an archive may hold in any case
 GROWTH = 30  # times the file: coordinates and weights compress by less than two, zeros by 1000
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name at the end, if all went well.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with atomic(target) as temporary: _ = temporary.write_text("whole")
+        >>> target.read_text()
+        'whole'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # some writers make files that only the owner may read
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where; the temporary name says little
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic(path) as temporary:
+        # a name from a file system need not be text; what it is shown as is JSON's escape, too
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all."""
+    from safetensors.torch import save
+
+    with atomic(path) as temporary:
+        # not `save_file`, whose exception does not say that the disk is full
+        temporary.write_bytes(save(dict(tensors), dict(metadata)))
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Strict JSON; numbers that are not finite become null.
+
+    Example:
+        >>> to_json({"a": float("nan"), "b": (1, 2)})
+        '{"a": null, "b": [1, 2]}'
+    """
+    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def plain(value: Any) -> Any:
+    """Nested values as JSON and YAML can hold them; numbers that are not finite become None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def check_archive(path: Path, *, stored: bool) -> None:
@@ -81,9 +164,12 @@ def with_no_weights(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]
         make: builds the network.
 
     Example:
+        >>> from torch import nn
         >>> with_no_weights(lambda: nn.Linear(10**6, 10**6, bias=False))
         {'weight': (1000000, 1000000)}
     """
+    import torch
+
     with torch.device("meta"):
         network = make()
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
