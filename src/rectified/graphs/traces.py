@@ -16,7 +16,7 @@ import jaxtyping
 from torch import fx, nn
 from torch.fx.node import Node
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.graphs.operations import (
     IN_PLACE,
     IN_PLACE_OPERATORS,
@@ -109,7 +109,6 @@ def trace(
             _forget_(graph, constants or {})
             return fx.GraphModule(model, graph)
     except Exception as error:
-        reason = (str(error).strip().split("\n") or [""])[0]
         advice = "write its forward without branches on tensors or len() of them"
         if tracer.failed is None:
             where = f"{type(model).__name__} ({advice})"
@@ -117,7 +116,7 @@ def trace(
             path, kind = tracer.failed
             keep = f"{keeps_whole.format(kind)}, or " if keeps_whole else ""
             where = f"{path!r} ({keep}{advice})"
-        raise UserError(f"torch.fx cannot trace {where}: {reason}") from error
+        raise UserError(f"torch.fx cannot trace {where}: {first_line(error)}") from error
 
 
 def _forget_(graph: fx.Graph, constants: Mapping[str, Any]) -> None:

@@ -27,14 +27,15 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
 from rectified.errors import UserError
+from rectified.files import write_tensors
 from rectified.graphs.copies import is_hooked
 from rectified.graphs.operations import OPERATIONS
+from rectified.inference import stored
 from rectified.inference.bits.bits import panels_to_weight, weight_to_panels
 from rectified.inference.bits.layers import PackedProduct, PoolBits, SignedLayer
 from rectified.inference.bits.packing import PackedLayer, PackedModel
 
-FORMAT = "rectified-packed"
-VERSION = "2"
+HEADER = {"format": "rectified-packed", "version": "2"}
 
 # type -> the arguments that make it, which are its attributes too
 _Names = tuple[str, ...]
@@ -132,8 +133,6 @@ def save_packed(packed: PackedModel, path: str | Path) -> int:
         >>> size < 640 * 640 * 4 / 16, torch.equal(loaded(x), pack(layer)(x))
         (True, True)
     """
-    from safetensors.torch import save
-
     network = packed.network
     if isinstance(network, fx.GraphModule):
         program = _program(network)
@@ -153,18 +152,8 @@ def save_packed(packed: PackedModel, path: str | Path) -> int:
         else:
             tensors[f"{name}:bits"] = _bits(signs)
     about = {"layers": [asdict(layer) for layer in packed.layers], "notes": packed.notes}
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "program": json.dumps(program),
-        "about": json.dumps(about),
-    }
-    unfinished = Path(f"{path}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(save(tensors, metadata))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    metadata = {**HEADER, "program": json.dumps(program), "about": json.dumps(about)}
+    write_tensors(Path(path), tensors, metadata)
     return os.path.getsize(path)
 
 
@@ -180,39 +169,13 @@ def load_packed(path: str | Path) -> PackedModel:
     Raises:
         UserError: if the file is missing, truncated, of another kind or of another version.
     """
-    tensors, metadata = _read(path)
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} must be written by save_packed, got another safetensors file")
-    if metadata.get("version") != VERSION:
-        raise UserError(
-            f"{path} must have format version {VERSION}, got {metadata.get('version')!r}"
-        )
-    try:
+    tensors, metadata = stored.read(path)
+    stored.check_header(path, metadata, HEADER, "save_packed")
+    with stored.damage_named(path):
         program, about = json.loads(metadata["program"]), json.loads(metadata["about"])
         network = _built(program, tensors)
         layers = [PackedLayer(**layer) for layer in about["layers"]]
         return PackedModel(network, layers, about["notes"])
-    except (
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {reason}") from error
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path} cannot be read as a safetensors file: {reason}") from error
 
 
 # ---- signs

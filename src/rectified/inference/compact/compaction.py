@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.graphs.copies import agree, bare, plain_copy
 from rectified.graphs.operations import LAYERS
 from rectified.graphs.weights import apply_
@@ -301,7 +301,8 @@ def _check_same(model: nn.Module, inputs: tuple[Any, ...], expected: Any) -> Non
     try:
         is_same = agree(expected, model(*inputs))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"the smaller {name} does not run: {reason}; {advice}") from error
+        raise UserError(
+            f"the smaller {name} does not run: {first_line(error)}; {advice}"
+        ) from error
     if not is_same:
         raise UserError(f"the smaller {name} has other outputs on the example: {advice}")
