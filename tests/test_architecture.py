@@ -27,8 +27,8 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "scattering": FLOOR,
     "report": FLOOR,
     "jobs": FLOOR
-    | {"runs", "training", "models", "data", "graphs", "pruning", "binary", "flow", "protein"}
-    | {"scattering", "inference", "report"},
+    | {"runs", "training", "models", "data", "graphs", "inference", "pruning", "binary", "flow"}
+    | {"protein", "scattering", "report"},
     "cli": FLOOR | {"jobs", "runs", "report", "training"},
     "__main__": {"cli"},
 }

@@ -2,6 +2,7 @@
 
 A `UserError` says which value cannot be used, which rule it broke, and what to write instead. The
 command line prints it as one line and exits with 2; every other exception is a fault of ours.
+`moved` does the same for whoever imports a name from where it is no more.
 """
 
 from collections.abc import Callable
@@ -41,6 +42,18 @@ def choose(kind: str, name: str, options: dict[str, object] | list[str] | tuple[
     return name
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's message says in one line, of 200 letters at most; else the error's name.
+
+    Example:
+        >>> first_line(ValueError("too long\\nat column 3"))
+        'too long'
+        >>> first_line(KeyError())
+        'KeyError'
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def moved(room: str, **names: str) -> Callable[[str], NoReturn]:
     """Make the `__getattr__` of a module from which names have moved.
 
@@ -61,15 +74,3 @@ def moved(room: str, **names: str) -> Callable[[str], NoReturn]:
         raise AttributeError(f"module {room!r} has no attribute {name!r}")
 
     return missing
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's message says in one line, of 200 letters at most; else the error's name.
-
-    Example:
-        >>> first_line(ValueError("too long\\nat column 3"))
-        'too long'
-        >>> first_line(KeyError())
-        'KeyError'
-    """
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

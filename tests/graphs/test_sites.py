@@ -15,7 +15,7 @@ from rectified.graphs import sites
 from rectified.graphs.copies import bare
 from rectified.graphs.sites import RELU, SMOOTH, Trace, activation_kind, evaluating, watch
 from rectified.models import resnet20
-from rectified.pruning.look_ahead import neighbours
+from rectified.pruning.scores.lookahead import neighbours
 from rectified.pruning.masks import prunable
 
 

@@ -176,6 +176,28 @@ def test_every_score_runs_in_every_arm_to_the_same_density(tmp_path, model, caps
     assert bool(read_json(tmp_path / "run" / "details.json")["notes"]) == norm
 
 
+class Largest(scores.Score):
+    """A toy: the largest weights of every layer go first, in two rounds."""
+
+    rounds = 2
+
+    def __call__(self, snapshot, /):
+        return {name: -snapshot.trained[name].abs() for name in snapshot.masks}
+
+
+@quick
+def test_a_row_in_the_table_is_all_that_the_command_line_needs_of_a_score(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCORES, "toy", lambda generator: Largest())
+    results = prune(tmp_path / "run", "--score toy,magnitude --ap off --cycles 2 --seed 0")
+    assert {row["score"] for row in results["rows"]} == {"toy", "magnitude"}
+    toy, magnitude = (of(results, score=name, cycle=2)[0] for name in ("toy", "magnitude"))
+    assert toy["density"] == magnitude["density"]
+    assert toy["accuracy"] < magnitude["accuracy"]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown score 'toy'; choose from magnitude, layer_"):
+        resolve(PruneConfig(score=("toy",)))
+
+
 def test_the_page_warns_where_a_norm_undoes_the_argument_of_ap(study):
     folder, results = study
     details = {**read_json(folder / "details.json"), "notes": ["a norm stands there"]}
@@ -368,9 +390,10 @@ def test_impossible_settings_are_refused_before_anything_happens(changes, messag
         resolve(PruneConfig(**changes))
 
 
-def test_every_score_and_arm_stands_in_the_help():
-    described = PruneConfig.__doc__
-    assert all(name in described for name in (*SCORES, *activate.ARMS))
+def test_every_score_and_arm_stands_in_the_help(capsys):
+    assert main(["prune", "--help"]) == 0
+    described = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert described >= {*SCORES, *activate.ARMS}
     assert PruneConfig() == DEFAULT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import tyro
@@ -29,6 +30,16 @@ Words = Annotated[tuple[str, ...], _comma_separated(str)]
 
 Numbers = Annotated[tuple[int, ...], _comma_separated(int)]
 """A comma-separated list of whole numbers: `--steps 1,2,4`."""
+
+
+def listing(words: str, table: Iterable[str]) -> Any:
+    """The help of an option that takes names of a table, which are listed behind the words.
+
+    Example:
+        >>> listing("arms", {"ste": 1, "reste": 2}).help
+        'arms: ste, reste.'
+    """
+    return tyro.conf.arg(help=f"{words}: {', '.join(table)}.".removeprefix(": "))
 
 
 MOST_SEEDS = 1_000_000

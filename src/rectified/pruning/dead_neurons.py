@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError, choose
 from rectified.graphs.copies import bare
-from rectified.graphs.sites import RELU, Site, evaluating, trace, watch
+from rectified.graphs.sites import RELU, Site, trace, watch
+from rectified.networks import evaluating
 from rectified.pruning.masks import prunable
 
 Static = Literal["never_fires", "masked"]

@@ -26,7 +26,8 @@ from rectified.graphs.copies import bare
 from rectified.graphs.sites import trace
 from rectified.graphs.weights import named_weights
 from rectified.pruning.masks import prunable
-from rectified.pruning.scores import Scores, Snapshot, first_batch, network_at
+from rectified.pruning.scores.score import Score, Scores
+from rectified.pruning.scores.snapshot import Snapshot, first_batch, network_at
 
 IDENTITY = "identity"
 
@@ -52,7 +53,7 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class LookAhead:
+class LookAhead(Score):
     """w^2 times the squared norms of what feeds it and what it feeds (LAP).
 
     With w from input channel j to output channel i of layer l,
