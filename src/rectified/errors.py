@@ -5,7 +5,7 @@ command line prints it as one line and exits with 2; every other exception is a 
 `moved` does the same for whoever imports a name from where it is no more.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 
@@ -42,12 +42,12 @@ def choose(kind: str, name: str, options: dict[str, object] | list[str] | tuple[
     return name
 
 
-def moved(package: str, names: Mapping[str, Collection[str]]) -> Callable[[str], NoReturn]:
+def moved(package: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:
     """The `__getattr__` of a package some of whose names are now in its modules alone.
 
     Args:
         package: the package that had the names.
-        names: module of the package -> the names that are now there.
+        names: module of the package -> the names that are now there, with spaces between them.
 
     Returns:
         A function of a missing name, which raises an ImportError that says where it is (of an
@@ -55,12 +55,12 @@ def moved(package: str, names: Mapping[str, Collection[str]]) -> Callable[[str],
         AttributeError for a name that never was.
 
     Example:
-        >>> moved("rectified.flow", {"grids": ["edm_grid"]})("edm_grid")
+        >>> moved("rectified.flow", {"grids": "edm_grid uniform_grid"})("edm_grid")
         Traceback (most recent call last):
         ...
         ImportError: rectified.flow.edm_grid is now rectified.flow.grids.edm_grid
     """
-    places = {name: module for module, inside in names.items() for name in inside}
+    places = {name: module for module, inside in names.items() for name in inside.split()}
 
     def missing(name: str) -> NoReturn:
         if name in places:

@@ -6,36 +6,27 @@ from functools import partial
 import pytest
 import torch
 
+from rectified import binary
 from rectified.binary import (
     DSQ,
     EDE,
     FDA,
     RBNN,
-    STE,
-    ApproxSign,
     ClippedSTE,
     Estimator,
     GainSTE,
     ReSTE,
     SwishSign,
     binarize,
+    estimators,
 )
+from rectified.binary.estimators import ESTIMATORS, Surrogate
 from rectified.errors import UserError
 
-ALL = {
-    "STE": STE,
-    "ClippedSTE": ClippedSTE,
-    "ApproxSign": ApproxSign,
-    "SwishSign": SwishSign,
-    "DSQ": DSQ,
-    "EDE": EDE,
-    "RBNN": RBNN,
-    "RBNN activations": partial(RBNN, activations=True),
-    "FDA": FDA,
-    "ReSTE": ReSTE,
-    "GainSTE": GainSTE,
-}
-SCHEDULED = {"EDE", "RBNN", "RBNN activations", "FDA", "ReSTE", "GainSTE"}
+MAKERS = [make for row in ESTIMATORS.values() for make in (row.weights, row.activations) if make]
+ALL = {type(make()).__name__: type(make()) for make in MAKERS}
+ALL["RBNN activations"] = partial(RBNN, activations=True)
+SCHEDULED = {name for name, make in ALL.items() if make().state_dict()}
 # where f is differentiable and f' is its derivative, away from kinks
 RANGES = {
     "ClippedSTE": (0, 0.999),
@@ -106,7 +97,6 @@ def test_nan_shows_in_the_gradient_and_not_in_the_sign(name):
 @every
 def test_the_state_survives_a_state_dict(name):
     estimator, fresh = at(name, 0.7), ALL[name]()
-    assert bool(estimator.state_dict()) == (name in SCHEDULED)
     fresh.load_state_dict(estimator.state_dict())
     x = grid()
     assert torch.equal(fresh.slope(x), estimator.slope(x))
@@ -157,6 +147,17 @@ def test_later_estimators_are_nearer_to_the_sign(name):
         estimator = at(name, progress)
         errors.append((estimator.value(z) - estimator.forward(z)).square().mean())
     assert errors == sorted(errors, reverse=True)
+
+
+def test_these_estimators_change_over_training():
+    assert {"EDE", "RBNN", "RBNN activations", "FDA", "ReSTE", "GainSTE"} == SCHEDULED
+
+
+def test_the_table_has_every_estimator():
+    exported = [getattr(estimators, name) for name in estimators.__all__]
+    classes = {one for one in exported if isinstance(one, type) and issubclass(one, Surrogate)}
+    assert classes - {Surrogate} == {type(make()) for make in MAKERS}
+    assert all(getattr(binary, one.__name__) is one for one in classes)
 
 
 # ---- ReSTE

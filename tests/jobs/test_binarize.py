@@ -12,13 +12,15 @@ import pytest
 import torch
 from scipy import stats
 
-from rectified.binary import binary_layers, load_packed
+from rectified.binary import load_packed
+from rectified.binary.estimators import ESTIMATORS
+from rectified.binary.layers import binary_layers
 from rectified.cli import main
 from rectified.data import load_images
 from rectified.errors import UserError
 from rectified.jobs import binarize, binarize_report
 from rectified.jobs.binarize import DEFAULT, BinarizeConfig, resolve, summarise
-from rectified.jobs.binarize_settings import ARMS, NETWORKS
+from rectified.jobs.binarize_settings import NETWORKS
 from rectified.jobs.binarize_training import make_network
 from rectified.jobs.classifiers import load_weights, plain_batches
 from rectified.jobs.reports import combined
@@ -143,7 +145,7 @@ def test_indicators_of_every_layer_and_epoch_are_kept(study):
     assert len(layers) == 2 * 3 * 2 * 4  # estimators, seeds, epochs, weights and inputs of 2 layers
 
 
-@pytest.mark.parametrize("name", sorted(ARMS))
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
 def test_every_arm_trains(name, tmp_path):
     results = run(tmp_path / "run", f"--estimator {name} --seed 1 --epochs 1")
     (row,) = results["rows"]

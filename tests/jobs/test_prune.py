@@ -16,7 +16,8 @@ from rectified.jobs.classifiers import build, plain_batches
 from rectified.jobs.prune import DEFAULT, DEMO, SCORES, PruneConfig, resolve
 from rectified.jobs.prune_study import summarise
 from rectified.jobs.statistics import Interval
-from rectified.pruning import ARMS, activate, scores
+from rectified.pruning import activate, scores
+from rectified.pruning.activate import ARMS
 from rectified.runs import read_json, read_results
 from rectified.training import classification_quality, evaluate
 

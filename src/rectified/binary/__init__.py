@@ -8,6 +8,9 @@ Conventions: the sign of 0 is +1; what lies outside an image is exactly 0; a lay
 after the integer product.
 """
 
+from typing import TYPE_CHECKING
+
+from rectified.binary import estimators, indicators, layers
 from rectified.binary.convert import convert, outer_layers
 from rectified.binary.estimators import (
     DSQ,
@@ -22,22 +25,11 @@ from rectified.binary.estimators import (
     Surrogate,
     SwishSign,
 )
-from rectified.binary.indicators import (
-    Indicators,
-    estimating_error,
-    gradient_dispersion,
-    paper_estimating_error,
-    paper_gradient_instability,
-)
-from rectified.binary.layers import (
-    BinaryConv2d,
-    BinaryLinear,
-    anneal,
-    binary_layers,
-    set_progress,
-)
+from rectified.binary.indicators import Indicators
+from rectified.binary.layers import BinaryConv2d, BinaryLinear, anneal, set_progress
 from rectified.binary.packed import load_packed, pack, save_packed
 from rectified.binary.sign import Estimator, binarize
+from rectified.errors import moved
 
 __all__ = [
     "DSQ",
@@ -57,15 +49,23 @@ __all__ = [
     "SwishSign",
     "anneal",
     "binarize",
-    "binary_layers",
     "convert",
-    "estimating_error",
-    "gradient_dispersion",
+    "estimators",
+    "indicators",
+    "layers",
     "load_packed",
     "outer_layers",
     "pack",
-    "paper_estimating_error",
-    "paper_gradient_instability",
     "save_packed",
     "set_progress",
 ]
+
+if not TYPE_CHECKING:  # to which every name would seem to be there
+    __getattr__ = moved(
+        __name__,
+        {
+            "indicators": "estimating_error gradient_dispersion paper_estimating_error "
+            "paper_gradient_instability",
+            "layers": "binary_layers",
+        },
+    )

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rectified.binary import BinaryConv2d, BinaryLinear, binary_layers, convert, pack
+from rectified.binary import BinaryConv2d, BinaryLinear, convert, pack
+from rectified.binary.layers import binary_layers
 from rectified.binary.packed import operations
 from rectified.binary.packed.layers import PackedProduct, PoolBits
 from rectified.errors import UserError
