@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from scipy import stats
 
 from rectified.binary import load_packed
-from rectified.binary.estimators import ESTIMATORS
+from rectified.binary.estimators import ESTIMATORS, ClippedSTE, Scheme
 from rectified.binary.layers import binary_layers
 from rectified.cli import main
 from rectified.data import load_images
@@ -151,6 +152,18 @@ def test_every_arm_trains(name, tmp_path):
     (row,) = results["rows"]
     assert math.isfinite(row["accuracy"])
     assert results["summary"][0]["accuracy_ci95"] is None
+
+
+def test_a_row_in_the_table_is_all_that_the_job_needs_of_an_estimator(monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "toy", Scheme("A toy", partial(ClippedSTE, 0.7)))
+    data = load_images("digits", seed=0, limit=300)
+    model = make_network(resolve(BinarizeConfig(estimator=("toy",))), data, "toy", 0)
+    assert {layer.weight_estimator.c for layer in binary_layers(model).values()} == {0.7}
+    assert binarize_report.NAMES["toy"] == "A toy"
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown estimator 'toy'; choose from ste, clipped_ste"):
+        resolve(BinarizeConfig(estimator=("toy",)))
+    assert binarize_report.NAMES["toy"] == "toy"  # of a run that another version wrote
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

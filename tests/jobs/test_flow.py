@@ -220,6 +220,17 @@ def test_every_word_is_among_those_that_run():
         assert set(used) == set(table)
 
 
+@quick
+def test_a_row_in_the_table_is_all_that_the_job_needs_of_a_path(tmp_path, monkeypatch):
+    monkeypatch.setitem(flow_settings.PATHS, "toy", flow.paths.VPLinear(0.1, 5.0))
+    results = run(tmp_path / "run", "--path toy --predict v_prediction")
+    assert results["config"]["path"] == "toy"
+    assert len(results["rows"]) > 0
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown path 'toy'; choose from straight, vp_cosine"):
+        check(FlowConfig(path="toy"))
+
+
 def test_every_word_stands_in_the_help(capsys):
     assert main(["flow", "--help"]) == 0
     described = set(re.findall(r"[\w+]+", capsys.readouterr().out))

@@ -12,19 +12,7 @@ from typing import TYPE_CHECKING
 
 from rectified.binary import estimators, indicators, layers
 from rectified.binary.convert import convert, outer_layers
-from rectified.binary.estimators import (
-    DSQ,
-    EDE,
-    FDA,
-    RBNN,
-    STE,
-    ApproxSign,
-    ClippedSTE,
-    GainSTE,
-    ReSTE,
-    Surrogate,
-    SwishSign,
-)
+from rectified.binary.estimators import *  # noqa: F403 - the whole family
 from rectified.binary.indicators import Indicators
 from rectified.binary.layers import BinaryConv2d, BinaryLinear, anneal, set_progress
 from rectified.binary.packed import load_packed, pack, save_packed
@@ -32,21 +20,10 @@ from rectified.binary.sign import Estimator, binarize
 from rectified.errors import moved
 
 __all__ = [
-    "DSQ",
-    "EDE",
-    "FDA",
-    "RBNN",
-    "STE",
-    "ApproxSign",
     "BinaryConv2d",
     "BinaryLinear",
-    "ClippedSTE",
     "Estimator",
-    "GainSTE",
     "Indicators",
-    "ReSTE",
-    "Surrogate",
-    "SwishSign",
     "anneal",
     "binarize",
     "convert",
@@ -59,6 +36,7 @@ __all__ = [
     "save_packed",
     "set_progress",
 ]
+__all__ += estimators.__all__
 
 if not TYPE_CHECKING:  # to which every name would seem to be there
     __getattr__ = moved(

@@ -23,45 +23,16 @@ from rectified.pruning.compact import compact, compaction, resize
 from rectified.pruning.cycle import Cycle, Stage, Training, iterate
 from rectified.pruning.dead_neurons import dead_neuron_rate
 from rectified.pruning.masks import Masks, apply_, density, full_masks, hold, prune
-from rectified.pruning.scores import (
-    ERK,
-    SCORES,
-    SNIP,
-    Gradient,
-    GraSP,
-    LayerMagnitude,
-    LookAhead,
-    Movement,
-    Random,
-    Score,
-    Snapshot,
-    SynFlow,
-    Within,
-    lamp,
-    magnitude,
-)
+from rectified.pruning.scores import *  # noqa: F403 - every score
 from rectified.pruning.semi_structured import semi_structured
 from rectified.pruning.sparse import load_sparse, save_sparse, sparsify
 
 __all__ = [
-    "ERK",
-    "SCORES",
-    "SNIP",
     "Activate",
     "Cycle",
-    "GraSP",
-    "Gradient",
-    "LayerMagnitude",
-    "LookAhead",
     "Masks",
-    "Movement",
-    "Random",
-    "Score",
-    "Snapshot",
     "Stage",
-    "SynFlow",
     "Training",
-    "Within",
     "activate",
     "apply_",
     "arm",
@@ -75,9 +46,7 @@ __all__ = [
     "full_masks",
     "hold",
     "iterate",
-    "lamp",
     "load_sparse",
-    "magnitude",
     "masks",
     "processes",
     "prune",
@@ -89,6 +58,7 @@ __all__ = [
     "sparsify",
     "threshold",
 ]
+__all__ += scores.__all__
 
 if not TYPE_CHECKING:  # to which every name would seem to be there
     __getattr__ = moved(

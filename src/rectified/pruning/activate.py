@@ -35,15 +35,8 @@ from rectified.errors import UserError, choose
 from rectified.pruning.cycle import Stage
 from rectified.pruning.masks import Masks, bare, kept
 from rectified.pruning.schedule import Schedule
-from rectified.pruning.scores import (
-    Random,
-    Score,
-    ScoreFunction,
-    Scores,
-    Snapshot,
-    Within,
-    magnitude,
-)
+from rectified.pruning.scores import Random, Score, Snapshot, Within, magnitude
+from rectified.pruning.scores.score import ScoreFunction, Scores
 from rectified.pruning.sites import trace
 
 Sign = Literal["negative", "positive", "any"]
