@@ -167,11 +167,11 @@ def test_a_row_in_the_table_is_all_that_the_job_needs_of_an_estimator(monkeypatc
     data = load_images("digits", seed=0, limit=300)
     model = make_network(resolve(BinarizeConfig(estimator=("toy",))), data, "toy", 0)
     assert {layer.weight_estimator.c for layer in binary_layers(model).values()} == {0.7}
-    assert binarize_report.NAMES["toy"] == "A toy"
+    assert report.named("toy") == "A toy"
     monkeypatch.undo()
     with pytest.raises(UserError, match="unknown estimator 'toy'; choose from ste, clipped_ste"):
         resolve(BinarizeConfig(estimator=("toy",)))
-    assert binarize_report.NAMES["toy"] == "toy"  # of a run that another version wrote
+    assert report.named("toy") == "toy"  # of a run that another version wrote
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
