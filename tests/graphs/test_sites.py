@@ -15,8 +15,8 @@ from rectified.graphs import sites
 from rectified.graphs.copies import bare
 from rectified.graphs.sites import RELU, SMOOTH, Trace, activation_kind, evaluating, watch
 from rectified.models import resnet20
-from rectified.pruning.scores.lookahead import neighbours
 from rectified.pruning.masks import prunable
+from rectified.pruning.scores.lookahead import neighbours
 
 
 class Net(nn.Module):
