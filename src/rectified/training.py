@@ -199,21 +199,69 @@ def learning_rate_factor(config: FitConfig, progress: float) -> float:
     return 1 - rest if config.schedule == "linear" else 1.0
 
 
-def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """The optimiser that `config` names, over all parameters that want a gradient."""
+def make_optimizer(
+    model: nn.Module, config: FitConfig, *, rate: Tensor | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser that `config` names, over all parameters that want a gradient.
+
+    Args:
+        model: the network, where it is trained.
+        config: which optimiser, and how it is set.
+        rate: a number on the GPU that takes the place of the rate: a graph can hold the optimiser.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
+    on_gpu = any(parameter.device.type == "cuda" for parameter in parameters)
+    first: float | Tensor = config.learning_rate
+    if rate is not None:
+        first = rate
+    elif on_gpu:  # float32, as the fused kernels read it
+        first = torch.full((), config.learning_rate, device=parameters[0].device)
+    decay = config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
-            rate,
+            first,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=decay,
-            foreach=True,
+            # on a CPU the fused one gains nothing, and rounds otherwise
+            foreach=not on_gpu,
+            fused=on_gpu,
         )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, rate, weight_decay=decay, fused=True)
+    return kind(parameters, first, weight_decay=decay, fused=True, capturable=rate is not None)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a `state_dict` of this network's optimiser, which may come from another device.
+
+    How the optimiser works (its rate, its kernels) is what it was made with; what it remembers lies
+    as the parameters do in memory, which fused kernels need.
+    """
+    own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    optimizer.load_state_dict(deepcopy(state))
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+        for parameter in group["params"]:
+            memory = optimizer.state[parameter]
+            for name, value in memory.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    memory[name] = torch.empty_like(parameter).copy_(value)
+                elif isinstance(value, Tensor):
+                    memory[name] = value.to(parameter.device)
+
+
+def check_loss(mean: float, epoch: int, config: FitConfig) -> None:
+    """See that a training goes well.
+
+    Raises:
+        UserError: if the mean loss of an epoch is not finite.
+    """
+    if not math.isfinite(mean):
+        raise UserError(
+            f"the loss is {mean} in epoch {epoch + 1}: lower learning_rate "
+            f"(it is {config.learning_rate:g}), or look for bad values in data and weights"
+        )
 
 
 class EMA:
@@ -313,7 +361,7 @@ def fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, config)
     if state is not None and state.optimizer is not None:
-        optimizer.load_state_dict(deepcopy(state.optimizer))
+        restore_optimizer(optimizer, state.optimizer)
     average = EMA(model, config.ema) if config.ema else None
     losses = _restore(store, model, optimizer, average)
     wrapped = cast(nn.Module, torch.compile(model)) if config.compile else model
@@ -368,18 +416,18 @@ class _Loop:
             summed += self.update(batch, number * steps + index, self.config.epochs * steps)
             self.bar.update()
         mean = float(process.reduce(summed, "mean")) / steps
-        if not math.isfinite(mean):
-            raise UserError(
-                f"the loss is {mean} in epoch {number + 1}: lower learning_rate "
-                f"(it is {self.config.learning_rate:g}), or look for bad values in data and weights"
-            )
+        check_loss(mean, number, self.config)
         return mean
 
     def update(self, batch: Batch, done: int, total: int) -> Tensor:
         """One step after `done` of `total`; returns what this process adds to the mean loss."""
         config, process = self.config, accelerator(self.config.device)
+        rate = config.learning_rate * learning_rate_factor(config, done / total)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(config, done / total)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         mine, weight = _share(batch, process, config)
         self.optimizer.zero_grad(set_to_none=True)
         is_half = config.precision == "bf16"
@@ -451,7 +499,7 @@ def _restore(
     if saved is None:
         return []
     model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
+    restore_optimizer(optimizer, saved["optimizer"])
     if average is not None:
         average.state = {n: v.to(average.state[n]) for n, v in saved["average"]["state"].items()}
         average.updates = saved["average"]["updates"]
