@@ -21,6 +21,7 @@ from rectified.jobs.statistics import Interval, holm, paired
 
 BELOW = 0.2  # density
 LEVEL = 0.05
+GAIN = 1.0  # points of accuracy: an interval below contradicts the claim
 QUANTITIES = {"dynamic_dnr": "dynamic dead rate", "accuracy": "accuracy"}
 
 
@@ -103,7 +104,7 @@ def table(found: Sequence[Effect]) -> list[str]:
 
 
 def verdicts(found: Sequence[Effect]) -> list[str]:
-    """Of every setting that was run, whether the paper's claim holds there, as declared."""
+    """Of every setting that was run, what becomes of the paper's claim there, as declared."""
     corrected = holm([1.0 if one.found is None else one.found.p for one in found])
     lines = []
     for position in range(0, len(found), 2):
@@ -112,15 +113,17 @@ def verdicts(found: Sequence[Effect]) -> list[str]:
             continue
         lowers = rate.found.mean < 0 and corrected[position] < LEVEL
         raises = accuracy.found.mean > 0 and corrected[position + 1] < LEVEL
-        words = ", ".join(
-            (
-                "lowers the dynamic dead rate" if lowers else "does not show a lower dynamic dead rate",
-                "raises accuracy" if raises else "does not show a higher accuracy",
-                f"a gain above {accuracy.found.high:.2f} points is excluded",
-            )
+        verdict = "undecided"
+        if lowers and raises:
+            verdict = "supported"
+        elif accuracy.found.high < GAIN:
+            verdict = "contradicted"
+        lines.append(
+            f"- {rate.study.name}: the claim is {verdict} "
+            f"(dead rate {'lower' if lowers else 'not shown to be lower'}, accuracy "
+            f"{'higher' if raises else 'not shown to be higher'}, a gain above "
+            f"{accuracy.found.high:+.2f} points excluded)."
         )
-        claim = "the claim holds" if lowers and raises else "the claim is not supported"
-        lines.append(f"- {rate.study.name}: {words}: {claim}.")
     return lines
 
 

@@ -133,7 +133,7 @@ def _run(study: Study, sizes: argparse.Namespace, seconds: float) -> dict[str, A
         "study": vars(study),
     }
     (sizes.out / f"{study.name}.json").write_text(json.dumps(found, indent=1))
-    if (folder / "report.html").exists():
+    if (folder / "report.html").exists() and not sizes.smoke:
         shutil.copyfile(folder / "report.html", sizes.out / f"{study.name}.html")
     return found
 

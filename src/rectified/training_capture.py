@@ -30,9 +30,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from rectified import training
 from rectified.errors import UserError
 from rectified.training import (
-    _SAVE_EVERY_SECONDS,
     Batch,
     FitConfig,
     Objective,
@@ -65,6 +65,8 @@ class CannotCapture(Exception):
 @runtime_checkable
 class DrawnBatches(Protocol):
     """Batches whose random draws of an epoch are made at once; `rectified.data.Batches` are."""
+
+    size: int
 
     def __len__(self) -> int: ...
 
@@ -137,7 +139,8 @@ def fit_branches(
             losses.append(steps.losses())
             for mean in losses[-1]:
                 check_loss(mean, epoch, config)
-            if store is not None and time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
+            due = time.monotonic() - saved_at > training._SAVE_EVERY_SECONDS
+            if store is not None and due:
                 store.save({"branches": steps.snapshot(), "losses": losses})
                 saved_at = time.monotonic()
             if epoch + 1 < stop:
@@ -317,12 +320,12 @@ class _Source:
     def __init__(self, batches: DrawnBatches, device: torch.device) -> None:
         self.batches = batches
         self.draws = batches.draws(0)
-        rows = len(self.draws.rows)
-        if rows % len(batches):
+        rows, count = len(self.draws.rows), len(batches)
+        if count > 1 and rows != count * batches.size:
             raise CannotCapture("batches differ in size")
         if self.draws.rows.device.type != device.type:
             raise CannotCapture("the data lie on another device")
-        self.size = rows // len(batches)
+        self.size = rows // count
         self.places = torch.arange(self.size, device=device)
 
     def load(self, drawn: Any) -> None:
