@@ -7,8 +7,9 @@
     python -m benchmarks.gpu merge RESULTS...           its table
 
 Each runs without a GPU, too, at a toy size (`--toy`): nothing is tried for the first time there.
-The machine has Python 3.12 with torch, and no network; the tree and the folder are all it gets. With
-the folder packed into `.carry` and `$OUT` the folder whose files come back (at most 8), two calls:
+The machine has Python 3.12 with torch, and no network; the tree and the folder are all it gets.
+With the folder packed into `.carry` and `$OUT` the folder whose files come back (at most 8), two
+calls:
 
 A, about 4 minutes: how fast is a step, does the study run, is everything right. One line:
 
@@ -30,6 +31,6 @@ B, about 7 minutes: the study. One line:
     timeout -k 10 412 python3 -m benchmarks.gpu prune --data .carry/cifar10 --parts 1,2
     --seconds 396 --work /tmp/study --out $OUT 2>&1 | tee $OUT/prune.log
 
-The first gives about 230 seconds to its three parts at most, the second 415; each part has a limit of
-its own, and what it has found by then is written.
+The first gives about 230 seconds to its three parts at most, the second 415; each part has a limit
+of its own, and what it has found by then is written.
 """

@@ -1,9 +1,10 @@
 """The table of the AP study from what its runs left: `python -m benchmarks.gpu merge FILES`.
 
-Effects are differences between an arm and its base at equal densities, paired by seed, mean over the
-pruned cycles below 20 % density; intervals are two-sided 95 % t-intervals over seeds. The family is
-the one that was declared: 2 norms x 2 scores x 2 arms x 2 quantities. A comparison that has not been
-run counts in it, as one with p = 1, so that the correction does not depend on how far we got.
+Effects are differences between an arm and its base at equal densities, paired by seed, mean over
+the pruned cycles below 20 % density; intervals are two-sided 95 % t-intervals over seeds. The
+family is the one that was declared: 2 norms x 2 scores x 2 arms x 2 quantities. A comparison that
+has not been run counts in it, as one with p = 1, so that the correction does not depend on how far
+we got.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def effects(files: Sequence[Mapping[str, Any]]) -> list[Effect]:
         rows = by_study.setdefault(Study(**file["study"]), [])
         rows += [row for row in file["rows"] if row["cycle"] and row["density"] < BELOW]
     return [
-        _effect(study, quantity, by_study.get(study, [])) for study in STUDIES for quantity in QUANTITIES
+        _effect(study, quantity, by_study.get(study, []))
+        for study in STUDIES
+        for quantity in QUANTITIES
     ]
 
 
@@ -63,9 +66,7 @@ def _effect(study: Study, quantity: str, rows: Sequence[Mapping[str, Any]]) -> E
     return Effect(study, quantity, found, len({row["cycle"] for row in both}))
 
 
-def _in_both(
-    rows: Sequence[Mapping[str, Any]], base: str, arm: str
-) -> Sequence[Mapping[str, Any]]:
+def _in_both(rows: Sequence[Mapping[str, Any]], base: str, arm: str) -> Sequence[Mapping[str, Any]]:
     """Rows whose partner, and those of all other seeds in that cycle, are there."""
     points: dict[int, set[tuple[int, str]]] = {}
     for row in rows:
@@ -83,7 +84,7 @@ def table(found: Sequence[Effect]) -> list[str]:
     """The effects as a table in Markdown."""
     corrected = holm([1.0 if one.found is None else one.found.p for one in found])
     lines = [
-        "| network | score | arm minus base | quantity | difference, points | p (Holm) | seeds, cycles |",
+        "| network | score | arm - base | quantity | difference, points | p (Holm) | seeds, cycles |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one, p in zip(found, corrected, strict=True):

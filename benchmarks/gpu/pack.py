@@ -1,4 +1,4 @@
-"""Data, and the wheels that the machine lacks, in one folder: `python -m benchmarks.gpu.pack FOLDER`.
+"""Data, and the wheels that the machine lacks, in one folder: `... -m benchmarks.gpu.pack FOLDER`.
 
 The folder gets `cifar10/{train,test}.parquet`, `wheels/*.whl` and, where there is room, a set of
 protein backbones. It stays below 60 MiB, since the tree travels beside it.

@@ -6,9 +6,10 @@
     branches    several networks' steps as branches of one graph
     compiled    as branches, through torch.compile (--compiled)
 
-Milliseconds are per network and step of 128 pictures, the median of three rounds; `epoch` is what 351
-of them take. From the same start, graph and eager steps must have the same losses; the float32 rows
-have TF32 off. `measuring` is what counting dead neurons and evaluating cost at the end of a cycle.
+Milliseconds are per network and step of 128 pictures, the median of three rounds; `epoch` is what
+351 of them take. From the same start, graph and eager steps must have the same losses; the float32
+rows have TF32 off. `measuring` is what counting dead neurons and evaluating cost at the end of a
+cycle.
 """
 
 from __future__ import annotations
@@ -110,9 +111,7 @@ class Probe:
         for seed in range(count):
             model = self.network(norm, seed)
             masks = {name: torch.rand_like(p) < 0.3 for name, p in _weights(model).items()}
-            branches.append(
-                Branch(model, self.batches(seed), hold(model, masks), TrainingState())
-            )
+            branches.append(Branch(model, self.batches(seed), hold(model, masks), TrainingState()))
         steps = Steps(branches, objective, self.config(precision))
         steps.begin(steps.draw(0), 0)
         return steps
@@ -232,7 +231,9 @@ class Probe:
         for _ in range(count):
             eager()
             launch()
-        found = [[total / count for total in torch.stack(s.summed).tolist()] for s in (eager, other)]
+        found = [
+            [total / count for total in torch.stack(s.summed).tolist()] for s in (eager, other)
+        ]
         worst = max(abs(a - b) / abs(a) for a, b in zip(*found, strict=True))
         self.add(
             way="agreement",
@@ -283,7 +284,9 @@ class _Some:
         return self.count
 
     def epoch(self, number: int) -> Any:
-        return (batch for _, batch in zip(range(self.count), self.batches.epoch(number), strict=False))
+        return (
+            batch for _, batch in zip(range(self.count), self.batches.epoch(number), strict=False)
+        )
 
 
 def measurements(probe: Probe, compiled: bool) -> list[Callable[[], None]]:

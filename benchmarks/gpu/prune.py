@@ -119,13 +119,14 @@ def _run(study: Study, sizes: argparse.Namespace, seconds: float) -> dict[str, A
     from rectified.cli import main as rectified
 
     # another size is another run
-    size = f"{study.name}-{sizes.seeds}-{sizes.cycles}-{sizes.epochs}"
+    size = f"{study.name}-{Path(sizes.data).name}-{sizes.seeds}-{sizes.cycles}-{sizes.epochs}"
     folder = sizes.work / size
     words = command(study, folder, sizes.data, sizes)
     print(f"rectified {' '.join(words)}", flush=True)
-    began = time.monotonic()
+    began, code = time.monotonic(), 0
     with _alarm(seconds), _timed() as clock:
-        code = rectified(words)
+        if not (folder / "results.json").exists():
+            code = rectified(words)
     found = collect(folder) | {
         "code": code,
         "wall": time.monotonic() - began,
@@ -158,10 +159,10 @@ def _line(study: Study, found: dict[str, Any]) -> str:
     rows = found["rows"]
     last = max((row["cycle"] for row in rows), default=0)
     ends = [row for row in rows if row["cycle"] == last]
-    words = [
-        f"{ap} {100 * _mean(ends, ap, 'accuracy'):.2f} % ({100 * _mean(ends, ap, 'dynamic_dnr'):.1f})"
-        for ap in study.arms.split(",")
-    ]
+    words = []
+    for ap in study.arms.split(","):
+        accuracy, dead = (100 * _mean(ends, ap, name) for name in ("accuracy", "dynamic_dnr"))
+        words.append(f"{ap} {accuracy:.2f} % ({dead:.1f})")
     state = "complete" if found["complete"] else f"stopped ({found['code']})"
     spent = " ".join(f"{name} {seconds:.0f} s" for name, seconds in found["clock"].items())
     return (

@@ -1,8 +1,8 @@
 """One update, forward pass or sampling step of every system: `... updates --device D --out FILE`.
 
-Inputs and first weights are drawn on the CPU, so that both devices compute the same numbers. The file
-holds what came of every one, or the failure; `apart` compares two files. A device has a process of
-its own, since `fit` keeps to the first one of a process.
+Inputs and first weights are drawn on the CPU, so that both devices compute the same numbers. The
+file holds what came of every one, or the failure; `apart` compares two files. A device has a
+process of its own, since `fit` keeps to the first one of a process.
 """
 
 from __future__ import annotations
@@ -99,9 +99,7 @@ def branches(device: Device) -> Tensor:
     config = _config(device, channels_last=True)
     made = [Branch(m, data, pruning.hold(m, _half(m)), TrainingState()) for m in models_]
     is_real = device == "cuda" and "GPU_PRETEND" not in os.environ
-    fit_branches(
-        made, classification, config, capture=None if is_real else lambda steps: steps
-    )
+    fit_branches(made, classification, config, capture=None if is_real else lambda steps: steps)
     return parameters(models_[1]) - before
 
 
@@ -178,7 +176,9 @@ def _sampling(step: Any, path: Any, prediction: str) -> Callable[[Device], Tenso
     return sample
 
 
-def _pictures(make: Callable[..., nn.Module], *args: Any, **given: Any) -> Callable[[Device], Tensor]:
+def _pictures(
+    make: Callable[..., nn.Module], *args: Any, **given: Any
+) -> Callable[[Device], Tensor]:
     def update(device: Device) -> Tensor:
         net = network(make, device, *args, **given)
         x = torch.randn(2, 3, 16, 16, generator=seeded()).to(device)

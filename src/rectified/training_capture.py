@@ -152,9 +152,7 @@ def fit_branches(
 class Steps:
     """A step of every branch; called, it makes one, and asks nothing of the host."""
 
-    def __init__(
-        self, branches: Sequence[Branch], objective: Objective, config: FitConfig
-    ) -> None:
+    def __init__(self, branches: Sequence[Branch], objective: Objective, config: FitConfig) -> None:
         _check(branches, config)
         self.branches, self.objective, self.config = branches, objective, config
         self.device = choose_device(config.device)
@@ -165,9 +163,7 @@ class Steps:
         self.at = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.rate = torch.full((), config.learning_rate, dtype=kind, device=self.device)
         self.rates = torch.zeros(self.count, dtype=kind, device=self.device)
-        self.summed = [
-            torch.zeros((), dtype=torch.float64, device=self.device) for _ in branches
-        ]
+        self.summed = [torch.zeros((), dtype=torch.float64, device=self.device) for _ in branches]
         for branch in branches:
             branch.model.to(self.device).train()
             if config.channels_last:
@@ -226,9 +222,7 @@ class Steps:
         optimizer.zero_grad(set_to_none=True)
         is_half = config.precision == "bf16"
         # weights that autocast keeps in half precision would outlive the graph's step
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=is_half, cache_enabled=False
-        ):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
             loss = self.objective(branch.model, batch)
         loss.backward()
         if config.clip:

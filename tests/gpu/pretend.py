@@ -4,11 +4,11 @@
         step()                      # raises MixedDevices where a real GPU would refuse
     gpu.waits                       # Counter: what made the host wait, and in which line
 
-A mark belongs to a storage, so that views share it. Python sees `cuda` wherever it asks for a device;
-operations run on the CPU, and their results are marked as a GPU's would lie. Refused is what stops a
-real run: CPU and GPU tensors in one operation, a CPU generator for a draw on the GPU, `.numpy()`.
-Counted is what makes the host wait: `.item()`, copies between host and device, `nonzero` and masks
-as indices. It knows no kernels, no speed, no memory and no graphs.
+A mark belongs to a storage, so that views share it. Python sees `cuda` wherever it asks for a
+device; operations run on the CPU, and their results are marked as a GPU's would lie. Refused is
+what stops a real run: CPU and GPU tensors in one operation, a CPU generator for a draw on the GPU,
+`.numpy()`. Counted is what makes the host wait: `.item()`, copies between host and device,
+`nonzero` and masks as indices. It knows no kernels, no speed, no memory and no graphs.
 """
 
 from __future__ import annotations
@@ -75,8 +75,11 @@ class Pretend:
         state = torch.zeros(16, dtype=torch.uint8)
         for name, value in {
             **dict.fromkeys(("is_available", "is_bf16_supported", "is_initialized"), True),
-            **{"current_device": 0, "device_count": 1, "get_device_capability": (9, 0)},
-            **{"get_device_name": "pretended", "get_rng_state": state},
+            "current_device": 0,
+            "device_count": 1,
+            "get_device_capability": (9, 0),
+            "get_device_name": "pretended",
+            "get_rng_state": state,
             **dict.fromkeys(("set_rng_state", "manual_seed", "manual_seed_all", "_lazy_init")),
             **dict.fromkeys(("empty_cache", "set_device", "synchronize")),
         }.items():
@@ -87,7 +90,9 @@ class Pretend:
         )
         group = torch._C._group_tensors_by_device_and_dtype
 
-        def by_device(lists: Any, indices: bool = False) -> Any:  # C++ sees where tensors really are
+        def by_device(
+            lists: Any, indices: bool = False
+        ) -> Any:  # C++ sees where tensors really are
             return {(self.place(g[0][0][0]), k[1]): g for k, g in group(lists, indices).items()}
 
         self._replace(torch._C, "_group_tensors_by_device_and_dtype", by_device)
@@ -204,9 +209,7 @@ class _Functions(TorchFunctionMode):
             return made
         return self._placed(function, name, tree_unflatten(_on_cpu(leaves), spec), place, first)
 
-    def _placed(
-        self, function: Any, name: str, call: Any, place: torch.device, first: Any
-    ) -> Any:
+    def _placed(self, function: Any, name: str, call: Any, place: torch.device, first: Any) -> Any:
         """A call that names a device."""
         gpu, (args, kwargs) = self.gpu, call
         generator = kwargs.get("generator")

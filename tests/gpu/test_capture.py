@@ -1,7 +1,7 @@
 """Several networks as branches of one step train as each of them alone does, to the last digit.
 
-What only a GPU can do, the graph itself, is tested where there is one; everywhere else the same step
-is called from Python, on the CPU and under the stand-in.
+What only a GPU can do, the graph itself, is tested where there is one; everywhere else the same
+step is called from Python, on the CPU and under the stand-in.
 """
 
 from __future__ import annotations
@@ -50,12 +50,16 @@ def data(seed: int, device: str, count: int = 8, size: int = 4) -> Batches:
 
 def network(kind: str, seed: int, device: str, **given: Any) -> nn.Module:
     torch.manual_seed(seed)
-    return getattr(models, kind)(num_classes=10, in_channels=3, image_size=(8, 8), **given).to(device)
+    return getattr(models, kind)(num_classes=10, in_channels=3, image_size=(8, 8), **given).to(
+        device
+    )
 
 
 def branch(model: nn.Module, batches: Batches, seed: int = 0) -> Branch:
     masks = {
-        name: (torch.rand(p.shape, generator=torch.Generator().manual_seed(seed)) < 0.5).to(p.device)
+        name: (torch.rand(p.shape, generator=torch.Generator().manual_seed(seed)) < 0.5).to(
+            p.device
+        )
         for name, p in full_masks(model).items()
     }
     return Branch(model, batches, hold(model, masks), TrainingState())
@@ -195,8 +199,8 @@ def test_the_host_waits_for_nothing_in_a_step(optimizer):
 
 def test_a_loss_that_is_not_finite_says_what_fit_says():
     config = FitConfig(**{**vars(CONFIG), "learning_rate": 1e30})
+    some = [branch(network("cnn", 0, "cpu"), data(0, "cpu"))]
     with pytest.raises(UserError, match=r"the loss is (nan|inf) in epoch \d: lower learning_rate"):
-        some = [branch(network("cnn", 0, "cpu"), data(0, "cpu"))]
         fit_branches(some, classification, config, capture=rehearsed)
 
 

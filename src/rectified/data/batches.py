@@ -1,8 +1,9 @@
 """Batches of images, the same on every device and from every starting point.
 
 The order and the augmentation of epoch `e` follow from `(seed, e)` alone: a run that resumes at
-epoch 7 sees what an uninterrupted one saw. All draws of an epoch come from a CPU generator and travel
-to the device at once, so a GPU sees the same data as a CPU and never waits for one. Pixels live on the device as `uint8` and become floating point batch by batch:
+epoch 7 sees what an uninterrupted one saw. All draws of an epoch come from a CPU generator and
+travel to the device at once, so a GPU sees the same data as a CPU and never waits for one. Pixels
+live on the device as `uint8` and become floating point batch by batch:
 
     x = (augment(pixels) / peak - mean) / std
 """
