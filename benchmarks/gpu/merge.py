@@ -84,7 +84,7 @@ def table(found: Sequence[Effect]) -> list[str]:
     """The effects as a table in Markdown."""
     corrected = holm([1.0 if one.found is None else one.found.p for one in found])
     lines = [
-        "| network | score | arm - base | quantity | difference, points | p (Holm) | seeds, cycles |",
+        "| network | score | arm - base | quantity | points | p (Holm) | seeds, cycles |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one, p in zip(found, corrected, strict=True):
