@@ -6,9 +6,11 @@ A job has two halves of arithmetic in registers, of 2, 10 and 50 microseconds ea
 from Python with one thread; on two of `rectified.inference.threads`; and as numba's `parallel=True`
 on each threading layer that is installed: `workqueue`, `omp` (GNU OpenMP) and `tbb` (the package
 `tbb`). Every layer has a process of its own. Times are medians over calls, in microseconds: in a
-loop, and each a millisecond of sleep after the one before. `busy` is the CPU time, in
+loop, and each 10 milliseconds of sleep after the one before. `busy` is the CPU time, in
 milliseconds, that the threads take for themselves in the 50 milliseconds after a call. Whether a
 process survives a call in a forked child, and calls from two Python threads, is tried out.
+`--realtime` gives the process's threads real-time priority while calls are timed, for a machine
+that is not quiet; it needs the right to.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Thread
 from typing import Any, no_type_check
@@ -67,23 +70,25 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--layer", choices=LAYERS, help="only this one, in this process")
     parser.add_argument("--trial", choices=TRIALS, help="only see whether the layer survives this")
+    parser.add_argument("--realtime", action="store_true", help="before all other processes")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if options.trial:
         TRIALS[options.trial](caller(options.layer, 1000))
     elif options.layer:
-        print(json.dumps(measure(options.layer, options.calls)))
+        print(json.dumps(measure(options.layer, options.calls, options.realtime)))
     else:
-        found = {layer: compared(layer, options.calls) for layer in LAYERS}
+        found = {layer: compared(layer, options) for layer in LAYERS}
         for layer, row in found.items():
             print(f"{layer:10} " + ", ".join(f"{name} {value}" for name, value in row.items()))
         if options.out:
             options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def compared(layer: str, calls: int) -> dict[str, Any]:
+def compared(layer: str, options: argparse.Namespace) -> dict[str, Any]:
     """What processes that use only this layer find."""
-    done = in_a_process("--layer", layer, "--calls", str(calls))
+    realtime = ["--realtime"] if options.realtime else []
+    done = in_a_process("--layer", layer, "--calls", str(options.calls), *realtime)
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["?"])[-1]}
     trials = {trial: in_a_process("--layer", layer, "--trial", trial) for trial in TRIALS}
@@ -101,14 +106,15 @@ def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def measure(layer: str, calls: int) -> dict[str, Any]:
-    """Times of one layer, and what it survives."""
+def measure(layer: str, calls: int, realtime: bool) -> dict[str, Any]:
+    """Times of one layer."""
     per_microsecond = steps_per_microsecond()
     row: dict[str, Any] = {}
     for size in HALVES:
         call = caller(layer, round(size * per_microsecond))
-        row[f"{size} us"] = round(median(call, calls), 1)
-        row[f"{size} us, rested"] = round(median(call, calls // 10, rest=0.001), 1)
+        with undisturbed() if realtime else nullcontext():
+            row[f"{size} us"] = round(median(call, calls), 1)
+            row[f"{size} us, rested"] = round(median(call, calls // 10, rest=0.01), 1)
     row["busy ms"] = round(busy(call), 1)
     return row
 
@@ -146,6 +152,19 @@ def median(call: Callable[[], object], calls: int, rest: float = 0.0) -> float:
         call()
         times.append(time.perf_counter() - begun)
     return 1e6 * statistics.median(times)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Real-time priority for all threads that there are."""
+    threads = [int(task.name) for task in Path("/proc/self/task").iterdir()]
+    for thread in threads:
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        for thread in threads:
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def busy(call: Callable[[], object]) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rectified.data import Batches, ImageData, load_images
+from rectified.data import Batches, ImageData, ImageSource
 from rectified.jobs import prune_report
 from rectified.jobs.classifiers import (
     build,
@@ -26,7 +26,7 @@ from rectified.jobs.classifiers import (
 from rectified.jobs.deploy import Architecture, Deployment, deploy
 from rectified.jobs.options import seed_list
 from rectified.jobs.prune_settings import PruneConfig, fit_config, score_of, stages_of
-from rectified.jobs.prune_training import Request, train_all
+from rectified.jobs.prune_training import Request, side_by_side, train_all
 from rectified.pruning.activate import activation_scope, norms_before_relu
 from rectified.pruning.cycle import Cycle, Training, plan
 from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
@@ -93,6 +93,9 @@ class Study:
         self.device = accelerator(config.device).device
         self.layers: Sequence[str] | None = None
         self.dense_of: dict[Arm, Arm] = {}
+        self.source = ImageSource(config.data)
+        assert config.together is not None
+        self.together = side_by_side(fit_config(config), config.together)
         self.store = folder.store("study")
         saved = self.store.load() if folder.resume else None
         self.found = Found(**saved) if saved else Found()
@@ -124,8 +127,7 @@ class Study:
     def groups(self, seeds: Sequence[int]) -> Iterator[list[int]]:
         """Seeds whose networks are trained together."""
         arms = len(self.config.score) * len(self.config.ap)
-        assert self.config.together is not None
-        size = max(1, self.config.together // arms)
+        size = max(1, self.together // arms)
         left = [seed for seed in seeds if seed not in self.found.done]
         for first in range(0, len(left), size):
             yield left[first : first + size]
@@ -133,7 +135,7 @@ class Study:
     def data(self, seed: int) -> SeedData:
         """The split, order and augmentation that a seed decides."""
         config = self.config
-        images = load_images(config.data, seed=seed, limit=config.limit)
+        images = self.source.load(seed=seed, limit=config.limit)
         augment = images.channels == 3 if config.augment is None else config.augment
         assert config.batch_size is not None
         seen = images.train.select(torch.arange(min(config.dead_examples, len(images.train))))
@@ -172,10 +174,8 @@ class Study:
 
     def parts(self, arms: Sequence[Arm]) -> Iterator[Sequence[Arm]]:
         """Arms that run in step."""
-        size = self.config.together
-        assert size is not None
-        for first in range(0, len(arms), size):
-            yield arms[first : first + size]
+        for first in range(0, len(arms), self.together):
+            yield arms[first : first + self.together]
 
     def dense(self, arm: Arm) -> Arm:
         """Whom `arm` shares the training of the dense network with; it is not pruned."""
@@ -241,12 +241,10 @@ class Study:
         first = next(iter(waiting))
         words = f"{first.score} {first.ap}"
         words += f" seed {first.seed}" if len(waiting) == 1 else f", {len(waiting)} networks"
-        # several processes share every batch along its first axis, which several networks need
-        alone = accelerator(self.config.device).num_processes > 1
         train_all(
             [Request(asked, data[arm.seed].training, arm.seed) for arm, asked in waiting.items()],
             fit_config(self.config),
-            together=1 if alone else self.config.together or 1,
+            together=self.together,
             store=self.folder.store("training"),
             progress=words if self.progress else "",
         )

@@ -1,9 +1,16 @@
-"""Trainings that pruning plans ask for: one by one, or many networks as one module."""
+"""Trainings that pruning plans ask for: one by one, or many networks at once.
+
+On a GPU the networks of a step are branches of one CUDA graph (`rectified.training.capture`); on a
+CPU small ones are stacked into one module (`rectified.models.Ensemble`), and convolutional ones,
+which keep a processor busy alone, are trained in turn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -16,7 +23,16 @@ from rectified.data import Batches
 from rectified.models import Ensemble
 from rectified.pruning.cycle import Training
 from rectified.pruning.masks import hold
-from rectified.training import Batch, FitConfig, Store, classification, fit
+from rectified.training import (
+    Batch,
+    FitConfig,
+    Store,
+    accelerator,
+    choose_device,
+    classification,
+    fit,
+)
+from rectified.training.capture import Branch, CannotCapture, fit_branches
 
 # what a fine-tuning rate is to the peak rate, where none is given (as after three drops by ten)
 FINETUNE_FACTOR = 1e-3
@@ -37,6 +53,22 @@ class Request:
     seed: int
 
 
+def side_by_side(config: FitConfig, together: int) -> int:
+    """How many networks are trained at once where `together` are asked for.
+
+    Several processes share every batch, which several networks need for themselves; on a CPU
+    convolutions in their own memory format are not stacked.
+
+    Example:
+        >>> side_by_side(FitConfig(device="cpu", channels_last=True), 8)
+        1
+    """
+    if accelerator(config.device).num_processes > 1:
+        return 1
+    is_cpu = choose_device(config.device).type == "cpu"
+    return 1 if is_cpu and config.channels_last else together
+
+
 def train_all(
     requests: Sequence[Request],
     config: FitConfig,
@@ -45,15 +77,16 @@ def train_all(
     store: Store,
     progress: str = "",
 ) -> None:
-    """Do the trainings: up to `together` of the same kind as one module, the others in turn.
+    """Do the trainings: up to `together` of the same kind at once, the others in turn.
 
     Args:
         requests: what to train; the networks are trained in place.
         config: how; a request's seed takes the place of the one in it.
-        together: how many networks one module may hold.
+        together: how many networks may be trained at once.
         store: keeps the training under way, and gives it back to the same training alone.
         progress: words before the progress bar.
     """
+    together = side_by_side(config, together)
     alike: dict[Any, list[Request]] = {}
     for number, request in enumerate(requests):
         asked = request.training
@@ -63,8 +96,19 @@ def train_all(
     for group in alike.values():
         for first in range(0, len(group), together):
             part = group[first : first + together]
-            train = _train_one if len(part) == 1 else _train_together
-            train(part, _settings(part[0], config), _KeyedStore(store, _key(part)), progress)
+            _way(part, config)(part, _settings(part[0], config), store, progress)
+
+
+Way = Callable[[Sequence[Request], FitConfig, Store, str], None]
+
+
+def _way(requests: Sequence[Request], config: FitConfig) -> Way:
+    """How these trainings are done."""
+    on_gpu = choose_device(config.device).type == "cuda"
+    alone = accelerator(config.device).num_processes == 1
+    if on_gpu and alone and not any(request.training.watched for request in requests):
+        return _train_branches
+    return _train_one if len(requests) == 1 else _train_together
 
 
 class _KeyedStore:
@@ -82,9 +126,9 @@ class _KeyedStore:
         self.store.save({"key": self.key, "state": state})
 
 
-def _key(requests: Sequence[Request]) -> str:
+def _key(requests: Sequence[Request], way: str) -> str:
     """A digest of what decides the trainings: their epochs and seeds, weights and masks."""
-    digest = sha256()
+    digest = sha256(way.encode())
     for request in requests:
         asked = request.training
         digest.update(repr((request.seed, asked.start, asked.stop, asked.finetune)).encode())
@@ -114,9 +158,52 @@ def _train_one(requests: Sequence[Request], config: FitConfig, store: Store, pro
         start=asked.start,
         stop=asked.stop,
         state=asked.state,
-        store=None if asked.watched else store,  # what a score has seen is not in the store
+        # what a score has seen is not in the store
+        store=None if asked.watched else _KeyedStore(store, _key(requests, "one")),
         progress=progress,
     )
+
+
+def _train_branches(
+    requests: Sequence[Request], config: FitConfig, store: Store, progress: str
+) -> None:
+    """As branches of one graph; where that cannot be, fewer of them, or in turn."""
+    try:
+        fit_branches(
+            [
+                Branch(
+                    request.training.model,
+                    request.batches,
+                    hold(request.training.model, request.training.masks),
+                    request.training.state,
+                )
+                for request in requests
+            ],
+            classification,
+            config,
+            start=requests[0].training.start,
+            stop=requests[0].training.stop,
+            store=_KeyedStore(store, _key(requests, "branches")),
+            progress=progress,
+        )
+    except CannotCapture as refusal:
+        half = len(requests) // 2
+        if refusal.is_memory and half:
+            _warn_once(f"{len(requests)} networks do not fit into memory: trained in two parts")
+            parts: Sequence[Sequence[Request]] = (requests[:half], requests[half:])
+            way: Way = _train_branches
+        else:
+            _warn_once(f"networks are trained in turn, operation by operation: {refusal}")
+            parts, way = [[request] for request in requests], _train_one
+    else:
+        return
+    for part in parts:
+        way(part, replace(config, seed=part[0].seed), store, progress)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    print(f"rectified: {message}", file=sys.stderr, flush=True)
 
 
 def _train_together(
@@ -135,7 +222,7 @@ def _train_together(
         start=trainings[0].start,
         stop=trainings[0].stop,
         state=state,
-        store=store,
+        store=_KeyedStore(store, _key(requests, "stacked")),
         progress=progress,
     )
     ensemble.unstack_()

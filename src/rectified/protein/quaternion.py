@@ -250,9 +250,11 @@ def uniform(
         shape: the axes before the last.
         generator: of the draws.
         dtype: of the result.
-        device: of the result and of the generator.
+        device: of the result; draws are made where the generator is.
     """
-    return normalise(torch.randn(*shape, 4, generator=generator, dtype=dtype, device=device))
+    source = device if generator is None else generator.device
+    drawn = torch.randn(*shape, 4, generator=generator, dtype=dtype, device=source)
+    return normalise(drawn.to(device))
 
 
 def igso3(
@@ -273,18 +275,20 @@ def igso3(
         sigma: width in radians, from 0.05 up; beyond 3 the draws are uniform to float32.
         generator: of the draws.
         dtype: of the result.
-        device: of the result and of the generator.
+        device: of the result; draws are made where the generator is.
 
     Raises:
         UserError: if sigma is below 0.05, where the table is too coarse.
     """
     angles, below = (one.to(device) for one in _igso3_table(sigma))
-    draws = torch.rand(*shape, generator=generator, dtype=torch.float64, device=device)
+    source = device if generator is None else generator.device
+    draws = torch.rand(*shape, generator=generator, dtype=torch.float64, device=source).to(device)
     right = torch.searchsorted(below, draws).clamp(1, len(below) - 1)
     low, high = below[right - 1], below[right]
     share = (draws - low) / (high - low).clamp(min=1e-300)  # never 0 / 0 where the density is 0
     angle = angles[right - 1] + share * (angles[right] - angles[right - 1])
-    axis = torch.randn(*shape, 3, generator=generator, dtype=torch.float64, device=device)
+    axis = torch.randn(*shape, 3, generator=generator, dtype=torch.float64, device=source)
+    axis = axis.to(device)
     vector = angle[..., None] * axis / axis.norm(dim=-1, keepdim=True)
     return exp(vector).to(dtype)
 

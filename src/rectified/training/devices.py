@@ -35,9 +35,11 @@ def choose_device(name: str) -> torch.device:
 def accelerator(device: str) -> Accelerator:
     """The process-wide Accelerate object for `auto`, `cpu` or `cuda`."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
-    AcceleratorState._reset_state(reset_partial_state=False)
+    # the first device of a process would be the one of all later calls; a group of processes stays
+    alone = not PartialState._shared_state or PartialState().num_processes == 1
+    AcceleratorState._reset_state(reset_partial_state=alone)
     return Accelerator(cpu=choose_device(device).type == "cpu")
 
 

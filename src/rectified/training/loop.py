@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rectified.errors import UserError
 from rectified.training.devices import accelerator
 from rectified.training.ema import EMA
-from rectified.training.optimizers import learning_rate_factor, make_optimizer
+from rectified.training.optimizers import learning_rate_factor, make_optimizer, restore_optimizer
 from rectified.training.protocols import Batch, Batches, Hook, Objective, Step, Store
 from rectified.training.settings import FitConfig
 
@@ -77,7 +77,7 @@ def fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, config)
     if state is not None and state.optimizer is not None:
-        optimizer.load_state_dict(deepcopy(state.optimizer))
+        restore_optimizer(optimizer, state.optimizer)
     average = EMA(model, config.ema) if config.ema else None
     losses = _restore(store, model, optimizer, average)
     wrapped = cast(nn.Module, torch.compile(model)) if config.compile else model
@@ -103,6 +103,19 @@ def fit(
         _agree_on_buffers(model)
         process.free_memory()  # it would keep every network that it has prepared
     return losses
+
+
+def check_loss(mean: float, epoch: int, config: FitConfig) -> None:
+    """See that a training goes well.
+
+    Raises:
+        UserError: if the mean loss of an epoch is not finite.
+    """
+    if not math.isfinite(mean):
+        raise UserError(
+            f"the loss is {mean} in epoch {epoch + 1}: lower learning_rate "
+            f"(it is {config.learning_rate:g}), or look for bad values in data and weights"
+        )
 
 
 def _agree_on_buffers(model: nn.Module) -> None:
@@ -132,18 +145,18 @@ class _Loop:
             summed += self.update(batch, number * steps + index, self.config.epochs * steps)
             self.bar.update()
         mean = float(process.reduce(summed, "mean")) / steps
-        if not math.isfinite(mean):
-            raise UserError(
-                f"the loss is {mean} in epoch {number + 1}: lower learning_rate "
-                f"(it is {self.config.learning_rate:g}), or look for bad values in data and weights"
-            )
+        check_loss(mean, number, self.config)
         return mean
 
     def update(self, batch: Batch, done: int, total: int) -> Tensor:
         """One step after `done` of `total`; returns what this process adds to the mean loss."""
         config, process = self.config, accelerator(self.config.device)
+        rate = config.learning_rate * learning_rate_factor(config, done / total)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(config, done / total)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         mine, weight = _share(batch, process, config)
         self.optimizer.zero_grad(set_to_none=True)
         is_half = config.precision == "bf16"
@@ -215,7 +228,7 @@ def _restore(
     if saved is None:
         return []
     model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
+    restore_optimizer(optimizer, saved["optimizer"])
     if average is not None:
         average.state = {n: v.to(average.state[n]) for n, v in saved["average"]["state"].items()}
         average.updates = saved["average"]["updates"]

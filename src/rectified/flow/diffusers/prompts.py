@@ -9,7 +9,8 @@ network, and neither trained nor saved with a student's weights.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Prompts:
         if new:
             texts = [None if label == NO_CLASS else self.texts[label] for label in new]
             # in training the loop may compute in half precision: what is kept must not depend on it
-            with torch.no_grad(), torch.autocast(_device_type(), enabled=False):
+            with torch.no_grad(), _without_autocast():
                 encoded = self._encode(texts)
             for i, label in enumerate(new):
                 rows[label] = {name: value[i] for name, value in encoded.items()}
@@ -73,8 +74,14 @@ class Prompts:
         return rows
 
 
-def _device_type() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """No autocast of any device: a pipeline may lie on a CPU although there is a GPU."""
+    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def encoder(pipeline: Any) -> Callable[[list[str | None]], Embedding]:
