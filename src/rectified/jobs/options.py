@@ -64,6 +64,16 @@ def filled(config: C, values: Mapping[str, Any]) -> C:
     return replace(config, **missing)  # type: ignore[type-var]
 
 
+def given(config: Any, *names: str) -> dict[str, Any]:
+    """Some settings by name, for another dataclass that has fields of these names."""
+    return {name: getattr(config, name) for name in names}
+
+
+def restored(config: type[C], settings: Mapping[str, Any]) -> C:
+    """The settings of a finished run, whose file holds lists where a config has tuples."""
+    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+
+
 MOST_SEEDS = 1_000_000
 LARGEST_SEED = 2**32 - 1  # that NumPy and scikit-learn take
 
