@@ -10,11 +10,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from rectified.jobs.deploy.export import open_session
 
 OPSET, IR_VERSION = 17, 8  # old enough for any onnxruntime of the last years
 SECONDS = 0.01  # of measurement for each layer
@@ -36,25 +39,18 @@ def onnx_milliseconds(
     """
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     except ImportError:
         return {}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    found = {}
+    times = {}
     for name, (layer, x) in _called(network, inputs).items():
         node = _node(layer, x)
-        if node is None:
-            continue
-        session = onnxruntime.InferenceSession(
-            _graph(onnx, node, layer, x).SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-        feed = {"x": x.numpy()}
-        time.sleep(quiet)
-        found[name] = _median(lambda session=session, feed=feed: session.run(None, feed))  # type: ignore[misc]
-    return found
+        if node is not None:
+            session = open_session(_graph(onnx, node, layer, x).SerializeToString())
+            call = partial(session.run, None, {"x": x.numpy()})
+            time.sleep(quiet)
+            times[name] = _median(call)
+    return times
 
 
 @torch.no_grad()

@@ -1,21 +1,23 @@
-"""What `rectified prune` can be told, and what the words mean: scores, schedules, stages."""
+"""The settings of `rectified prune`, and what they mean: scores, schedules, stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 
+from rectified.data import ImageData, ImageSource
 from rectified.errors import UserError, choose
-from rectified.jobs.classifiers import recipe
-from rectified.jobs.options import Words, seed_list
+from rectified.jobs.classifiers import Recipe, recipe
+from rectified.jobs.options import Words, check_minima, filled, given, seed_list
 from rectified.pruning import activate, schedule, scores
 from rectified.pruning.cycle import Rewind, Stage
 from rectified.pruning.look_ahead import LookAhead
 from rectified.pruning.masks import droppable
-from rectified.training import FitConfig
+from rectified.training import FitConfig, accelerator
 
 SCORES: dict[str, Callable[[int], scores.Score]] = {
     "magnitude": lambda seed: scores.magnitude,
@@ -31,7 +33,8 @@ SCORES: dict[str, Callable[[int], scores.Score]] = {
     "random": lambda seed: scores.Random(torch.Generator().manual_seed(seed)),
 }
 LAYERWISE = ("layer_magnitude",)
-SCHEDULES = ("constant", "geometric", "cubic", "one_shot")
+_OF_RECIPE = ("epochs", "batch_size", "learning_rate", "weight_decay", "optimizer", "together")
+_OF_FIT = ("epochs", "optimizer", "learning_rate", "weight_decay", "precision", "device")
 
 
 @dataclass(frozen=True)
@@ -109,65 +112,141 @@ class PruneConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-def resolve(config: PruneConfig) -> PruneConfig:
-    """Check the settings and fill in what the model's recipe decides.
+Layers = Sequence[str] | None  # weights that AP may touch; None: all
+StageMaker = Callable[[str, str, int, Layers], list[Stage]]  # of a score, an arm and a seed
+
+
+@dataclass(frozen=True, eq=False)
+class PrunePlan:
+    """What a study does, as values.
+
+    Attributes:
+        config: the settings, with what the model's recipe decides filled in.
+        seeds: each gives every arm one network.
+        source: the images.
+        recipe: builds the network.
+        norm: whether it has batch norms.
+        fit: how it is trained.
+        batch_size: examples a step.
+        augment: whether training images are cropped and flipped at random; where the settings
+            leave that open, `check` decides by the images.
+        rewind: what the weights go back to after a pruning.
+        make_stages: the stages of an arm's cycle.
+        together: networks that are trained as one module, at most.
+        layers: weights that AP may touch, as `check` finds them in the network; None: all.
+        notes: what to mind about this network.
+    """
+
+    config: PruneConfig
+    seeds: tuple[int, ...]
+    source: ImageSource
+    recipe: Recipe
+    norm: bool
+    fit: FitConfig
+    batch_size: int
+    augment: bool
+    rewind: Rewind
+    make_stages: StageMaker
+    together: int
+    layers: Layers = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks are trained and measured."""
+        return accelerator(self.fit.device).device
+
+    def images(self, seed: int) -> ImageData:
+        """The splits that a seed decides."""
+        return self.source.load(seed=seed, limit=self.config.limit)
+
+    def stages(self, score: str, ap: str, seed: int) -> list[Stage]:
+        """What every cycle of an arm does."""
+        return self.make_stages(score, ap, seed, self.layers)
+
+
+def resolve(config: PruneConfig) -> PrunePlan:
+    """Check the settings, fill in what the model's recipe decides, and say what all of it means.
 
     Raises:
         UserError: for a name that is not known or a value that is impossible.
+
+    Example:
+        >>> plan = resolve(PruneConfig(rewind="epoch:2", seeds=2))
+        >>> plan.seeds, plan.rewind, plan.fit.epochs
+        ((0, 1), Rewind(kind='epoch', epoch=2), 8)
     """
     made = recipe(config.model)
-    for kind, names, known in (("score", config.score, SCORES), ("ap", config.ap, activate.ARMS)):
-        if not names:
-            raise UserError(f"{kind} must name at least one; choose from {', '.join(known)}")
-        for name in names:
-            choose(kind, name, list(known))
-    seed_list(config.seeds, config.seed)
-    _check_counts(config)
-    filled = {
-        name: getattr(made, name)
-        for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "optimizer")
-        if getattr(config, name) is None
-    }
-    if config.together is None:
-        filled["together"] = made.together
-    if config.schedule is None:
-        filled["schedule"] = "constant" if config.target is None else "geometric"
-    if config.norm == "auto":
-        filled["norm"] = "batch" if made.norm else "none"
-    config = replace(config, **filled)
-    _rate(config)
-    fit_config(config)
+    _check_names("score", config.score, tuple(SCORES))
+    _check_names("ap", config.ap, activate.ARMS)
+    seeds = seed_list(config.seeds, config.seed)
+    _check_numbers(config)
+    _check_fidelity(config)
+    config = _with_recipe(config, made)
+    plan = PrunePlan(
+        config,
+        seeds,
+        ImageSource(config.data),
+        recipe=made,
+        norm=config.norm == "batch",
+        augment=bool(config.augment),
+        make_stages=_stage_maker(config),
+        fit=FitConfig(channels_last=made.channels_last, **given(config, *_OF_FIT)),
+        rewind=_rewind(config),
+        **given(config, "batch_size", "together"),
+    )
+    for ap in config.ap:
+        plan.stages("magnitude", ap, 0)  # refuses shares that there are not
+    return plan
+
+
+def watches(score: str) -> bool:
+    """Whether a score looks on while a network is trained."""
+    return hasattr(SCORES[score](0), "watch")
+
+
+def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    if not names:
+        raise UserError(f"{kind} must name at least one; choose from {', '.join(known)}")
+    for name in names:
+        choose(kind, name, tuple(known))
+
+
+def _check_numbers(config: PruneConfig) -> None:
+    check_minima(config, {"cycles": 0, "floor": 0, "limit": 2, "batch_size": 2, "together": 1})
+    check_minima(config, {"epochs": 0, "dead_examples": 1})
+    if config.dead_threshold < 0:
+        raise UserError(f"dead_threshold must be at least 0, got {config.dead_threshold}")
     droppable({}, {}, scope=config.scope)  # refuses a scope that there is not
-    rewind = Rewind.parse(config.rewind)
-    if rewind.epoch >= max(1, config.epochs or 0):
-        raise UserError(f"rewind epoch must be below epochs ({config.epochs}), got {rewind.epoch}")
-    for name in config.ap:
-        stages_of(config, "magnitude", name, 0, None)
-    return config
 
 
-def _check_counts(config: PruneConfig) -> None:
-    minima = {"cycles": 0, "floor": 0, "limit": 2, "batch_size": 2, "together": 1}
-    minima |= {"epochs": 0, "dead_examples": 1}
-    for name, smallest in minima.items():
-        value = getattr(config, name)
-        if value is not None and value < smallest:
-            raise UserError(f"{name} must be at least {smallest}, got {value}")
-    if config.fidelity == "reference" and not (
-        set(config.ap) <= {"off", "lite"}
-        and set(config.score) == {"magnitude"}
-        and config.target is None
-    ):
+def _check_fidelity(config: PruneConfig) -> None:
+    possible = set(config.ap) <= {"off", "lite"} and set(config.score) == {"magnitude"}
+    if config.fidelity == "reference" and not (possible and config.target is None):
         raise UserError(
             "fidelity 'reference' goes with score magnitude, ap off or lite, and rate instead of "
             "target"
         )
-    if config.dead_threshold < 0:
-        raise UserError(f"dead_threshold must be at least 0, got {config.dead_threshold}")
+
+
+def _with_recipe(config: PruneConfig, made: Recipe) -> PruneConfig:
+    """The settings with everything that they leave open, but for what data decide."""
+    config = filled(config, given(made, *_OF_RECIPE))
+    config = filled(config, {"schedule": "constant" if config.target is None else "geometric"})
+    if config.norm != "auto":
+        return config
+    return replace(config, norm="batch" if made.norm else "none")
+
+
+def _rewind(config: PruneConfig) -> Rewind:
+    rewind = Rewind.parse(config.rewind)
+    if rewind.epoch >= max(1, config.epochs or 0):
+        raise UserError(f"rewind epoch must be below epochs ({config.epochs}), got {rewind.epoch}")
+    return rewind
 
 
 def _rate(config: PruneConfig) -> float | schedule.Schedule:
-    """The share that a cycle drops in all."""
+    """The share of the remaining weights that a cycle drops in all."""
     if config.schedule == "constant":
         if config.target is not None:
             raise UserError("schedule constant goes by rate: leave target out, or take geometric")
@@ -181,32 +260,21 @@ def _rate(config: PruneConfig) -> float | schedule.Schedule:
     return law(config.target, config.cycles)
 
 
-def fit_config(config: PruneConfig) -> FitConfig:
-    """How the networks are trained, once the settings are resolved."""
-    assert config.epochs is not None
-    assert config.learning_rate is not None
-    assert config.weight_decay is not None
-    assert config.optimizer is not None
-    return FitConfig(
-        epochs=config.epochs,
-        optimizer=config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        precision=config.precision,
-        channels_last=recipe(config.model).channels_last,
-        device=config.device,
-    )
-
-
-def stages_of(
-    config: PruneConfig, score: str, ap: str, seed: int, layers: Sequence[str] | None
-) -> list[Stage]:
-    """The stages of one arm of a study."""
+def _stage_maker(config: PruneConfig) -> StageMaker:
     rate = _rate(config)
     if config.fidelity == "reference":
-        assert isinstance(rate, float)
-        stages = activate.reference_arm(rate, config.ap_rate)
-        return stages if ap == "lite" else [replace(stages[0], fraction=rate)]
+        return partial(_reference_stages, config)
+    return partial(_stages, config, rate)
+
+
+def _stages(
+    config: PruneConfig,
+    rate: float | schedule.Schedule,
+    score: str,
+    ap: str,
+    seed: int,
+    layers: Layers,
+) -> list[Stage]:
     return activate.arm(
         ap,
         SCORES[score](seed),
@@ -217,3 +285,10 @@ def stages_of(
         floor=config.floor,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _reference_stages(
+    config: PruneConfig, _score: str, ap: str, _seed: int, _layers: Layers
+) -> list[Stage]:
+    stages = activate.reference_arm(config.rate, config.ap_rate)
+    return stages if ap == "lite" else [replace(stages[0], fraction=config.rate)]
