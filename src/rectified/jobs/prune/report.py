@@ -24,6 +24,8 @@ from rectified.report import Verdict as Card
 
 DENSITY = Column("density", "%", digits=2)
 HALF_WIDTH = Column("± 95 %", "%", digits=2)  # of shares, and so in percentage points
+POINTS = Column("difference", "points", digits=2)
+SHARE = Column("share", "%", digits=1)
 TONES = {"gain": "gain", "loss": "loss", "no evidence": "neutral"}
 QUALITY = {
     "gain": "a gain in accuracy",
@@ -99,12 +101,11 @@ def _named(of: Comparison) -> str:
 
 
 def _points(found: Verdict) -> str:
-    if found.low is None or found.high is None or found.p is None:
-        return f"{100 * found.difference:+.2f} (one seed: no interval)"
-    return (
-        f"{100 * found.difference:+.2f}, 95 % interval {100 * found.low:+.2f} to "
-        f"{100 * found.high:+.2f}, p {found.p:.2g}"
-    )
+    difference = POINTS.written(found.difference)
+    if found.low is None or found.p is None:
+        return f"{difference} ({'one seed: ' if found.n == 1 else ''}no interval)"
+    low, high = POINTS.written(found.low), POINTS.written(found.high)
+    return f"{difference}, 95 % interval {low} to {high}, p {found.p:.2g}"
 
 
 def _shortfall(shortfalls: Sequence[Row]) -> str:
@@ -157,7 +158,9 @@ def _curve(rows: Sequence[Row], quantity: str, title: str, label: str) -> Figure
         )
         for score, ap in dict.fromkeys((row["score"], row["ap"]) for row in rows)
     ]
-    ends = "; ".join(f"{one.label} {one.y[0]:.1%} to {one.y[-1]:.1%}" for one in series)
+    ends = "; ".join(
+        f"{one.label} {SHARE.written(one.y[0])} to {SHARE.written(one.y[-1])}" for one in series
+    )
     return lines(
         series,
         title=title,
