@@ -116,7 +116,7 @@ def test_the_state_survives_a_state_dict(name):
 
 
 @every
-@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.usefixtures("unchecked")
 def test_one_compilation_serves_the_whole_schedule(name):
     estimator = ALL[name]()
     compiled = torch.compile(

@@ -24,7 +24,7 @@ from rectified.flow import (
     transport_cost,
     wasserstein2,
 )
-from rectified.frechet import gaussian_distance
+from rectified.statistics import gaussian_distance
 from tests.flow.oracles import PATHS, GaussianFlow, normal
 
 

@@ -2,7 +2,7 @@
 
     model = convert(resnet, estimator=ReSTE)           # or BinaryConv2d, BinaryLinear in your own
     fit(model, ..., hooks=[anneal])                    # moves the estimators over training
-    packed = pack(model)                               # the same outputs from xor and popcount
+    packed = rectified.inference.pack(model)           # the same outputs from xor and popcount
 
 Conventions: the sign of 0 is +1; what lies outside an image is exactly 0; a layer's scale comes
 after the integer product.
@@ -36,8 +36,8 @@ from rectified.binary.layers import (
     binary_layers,
     set_progress,
 )
-from rectified.binary.packed import load_packed, pack, save_packed
 from rectified.binary.sign import Estimator, binarize
+from rectified.errors import moved
 
 __all__ = [
     "DSQ",
@@ -61,11 +61,15 @@ __all__ = [
     "convert",
     "estimating_error",
     "gradient_dispersion",
-    "load_packed",
     "outer_layers",
-    "pack",
     "paper_estimating_error",
     "paper_gradient_instability",
-    "save_packed",
     "set_progress",
 ]
+
+__getattr__ = moved(
+    __name__,
+    load_packed="rectified.inference.load",
+    pack="rectified.inference.pack",
+    save_packed="rectified.inference.save",
+)

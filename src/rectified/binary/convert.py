@@ -20,9 +20,9 @@ from torch.fx.node import Node
 
 from rectified.binary.estimators import ReSTE
 from rectified.binary.layers import BinaryConv2d, BinaryLayer, BinaryLinear, MakeEstimator
-from rectified.binary.tracing import module_of, only_input, trace
 from rectified.errors import UserError, choose
-from rectified.rewriting import call_layers_, plain_copy
+from rectified.graphs.bit_layers import module_of, only_input, trace
+from rectified.graphs.copies import call_layers_, plain_copy
 
 _MIXERS = (
     nn.Linear,

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from rectified import models
 from rectified.data import Augment, Batches, ImageData, Images
-from rectified.errors import UserError, choose
-from rectified.training import evaluating, logits_of
-from rectified.untrusted import check_archive
+from rectified.errors import UserError, choose, first_line
+from rectified.files import check_archive
+from rectified.networks import evaluating
+from rectified.training import logits_of
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _imported(text: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever stands in somebody's module
         raise UserError(
-            f"model {text!r} cannot be imported ({_first_line(error)}): write module:factory, both "
+            f"model {text!r} cannot be imported ({first_line(error)}): write module:factory, both "
             "importable from the present folder"
         ) from error
 
@@ -237,17 +238,13 @@ def check_outputs(network: nn.Module, inputs: Tensor, classes: int) -> None:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UserError(
             f"the model cannot read images of shape {tuple(inputs.shape[1:])} "
-            f"({_first_line(error)}): take another model or other data"
+            f"({first_line(error)}): take another model or other data"
         ) from error
     if logits.shape != (len(inputs), classes):
         raise UserError(
             f"the model must return {classes} class scores an image, one for each class of the "
             f"data; got {tuple(logits.shape[1:])}"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -289,7 +286,7 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own exceptions for a damaged file
         raise UserError(
-            f"weights {path} cannot be read safely ({_first_line(error)}): give a safetensors "
+            f"weights {path} cannot be read safely ({first_line(error)}): give a safetensors "
             "file, or a plain state_dict"
         ) from error
     for key in ("state_dict", "model"):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rectified import flow
 from rectified.errors import UserError
+from rectified.files import check_shapes
 from rectified.flow import Field
 from rectified.jobs import flow_report, flow_settings
 from rectified.jobs.flow_settings import DEFAULT as DEFAULT
@@ -21,7 +22,6 @@ from rectified.jobs.flow_study import FlowStudy, Key, Trained, build_network
 from rectified.jobs.options import seed_list
 from rectified.jobs.pictures import save_grid, save_points
 from rectified.runs import Run, read_results
-from rectified.untrusted import check_shapes
 
 WEIGHTS, DISTILLED, FIRST_WEIGHTS = (
     "model.safetensors",

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rectified.jobs.statistics import Interval, interval, paired
 from rectified.report import (
     Code,
     Figure,
@@ -25,6 +24,7 @@ from rectified.report import (
     render,
 )
 from rectified.report.drawing import COLOURS, Drawing, Sheet, figure
+from rectified.statistics import Interval, interval, paired
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]

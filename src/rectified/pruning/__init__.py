@@ -4,9 +4,8 @@ Conventions: masks are `True` where a weight is kept; scores are higher for what
 all rates are in [0, 1].
 """
 
+from rectified.errors import moved
 from rectified.pruning.activate import ARMS, Activate, activation_scope, arm
-from rectified.pruning.batch_norm import fold_batch_norm
-from rectified.pruning.compact import compact, compaction, resize
 from rectified.pruning.cycle import Cycle, Rewind, Stage, Training, iterate, plan
 from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
 from rectified.pruning.masks import (
@@ -21,8 +20,6 @@ from rectified.pruning.masks import (
 )
 from rectified.pruning.processes import hold_shards, prune_shards, shards
 from rectified.pruning.scores import Score, Snapshot, magnitude
-from rectified.pruning.semi_structured import semi_structured
-from rectified.pruning.sparse import load_sparse, save_sparse, sparsify
 
 __all__ = [
     "ARMS",
@@ -38,25 +35,29 @@ __all__ = [
     "activation_scope",
     "apply_",
     "arm",
-    "compact",
-    "compaction",
     "dead_neuron_rate",
     "density",
-    "fold_batch_norm",
     "full_masks",
     "hold",
     "hold_shards",
     "iterate",
     "kept",
-    "load_sparse",
     "magnitude",
     "plan",
     "prunable",
     "prune",
     "prune_shards",
-    "resize",
-    "save_sparse",
-    "semi_structured",
     "shards",
-    "sparsify",
 ]
+
+__getattr__ = moved(
+    __name__,
+    compact="rectified.inference.compact",
+    compaction="rectified.inference.compaction",
+    fold_batch_norm="rectified.inference.fold_batch_norm",
+    load_sparse="rectified.inference.load",
+    resize="rectified.inference.resize",
+    save_sparse="rectified.inference.save",
+    semi_structured="rectified.inference.semi_structured",
+    sparsify="rectified.inference.sparsify",
+)

@@ -290,15 +290,15 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(known, store):
         def save(self, state):
             self.state = state
 
-    import rectified.training as training
+    from rectified.training import loop
 
     kept, whole = Kept(), trained()
-    before, training._SAVE_EVERY_SECONDS = training._SAVE_EVERY_SECONDS, 0.0
+    before, loop._SAVE_EVERY_SECONDS = loop._SAVE_EVERY_SECONDS, 0.0
     try:
         trained(stop=1, store=kept)
         torch.testing.assert_close(trained(store=kept), whole)
     finally:
-        training._SAVE_EVERY_SECONDS = before
+        loop._SAVE_EVERY_SECONDS = before
 
 
 def test_lora_trains_few_weights_and_is_added_at_the_end(known, store, tmp_path, noise):

@@ -13,8 +13,8 @@ from scipy import stats
 from rectified.jobs.job import html, open_run
 from rectified.jobs.prune.comparisons import Comparison, Effect, comparisons, effects, verdicts
 from rectified.jobs.prune.report import card
-from rectified.jobs.statistics import Interval, judge
 from rectified.runs import read_json, write_text
+from rectified.statistics import Interval, judge
 from tests.jobs.prune.studies import prune
 
 

@@ -6,11 +6,13 @@ import torch
 from scipy import stats
 
 from rectified.data import load_images, readers
+from rectified.errors import UserError
 from rectified.jobs.classifiers import build, plain_batches
 from rectified.jobs.prune.runner import State
-from rectified.jobs.prune.settings import SCORES
+from rectified.jobs.prune.settings import PruneConfig, resolve
 from rectified.jobs.prune.study import summarise
 from rectified.pruning import ARMS, scores
+from rectified.pruning.scores import SCORES
 from rectified.runs import read_json
 from rectified.training import classification_quality, evaluate
 from tests.jobs.prune.studies import of, prune, quick
@@ -115,6 +117,28 @@ def test_every_score_runs_in_every_arm_to_the_same_density(tmp_path, model, caps
     norm = "cnn" in model
     assert ("A norm stands between weight and ReLU" in capsys.readouterr().out) == norm
     assert bool(read_json(tmp_path / "run" / "details.json")["notes"]) == norm
+
+
+class Largest(scores.Score):
+    """A toy: the largest weights of every layer go first, in two rounds."""
+
+    rounds = 2
+
+    def __call__(self, snapshot, /):
+        return {name: -snapshot.trained[name].abs() for name in snapshot.masks}
+
+
+@quick
+def test_a_row_in_the_table_is_all_that_the_command_line_needs_of_a_score(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCORES, "toy", lambda generator: Largest())
+    results = prune(tmp_path / "run", "--score toy,magnitude --ap off --cycles 2 --seed 0")
+    assert {row["score"] for row in results["rows"]} == {"toy", "magnitude"}
+    toy, magnitude = (of(results, score=name, cycle=2)[0] for name in ("toy", "magnitude"))
+    assert toy["density"] == magnitude["density"]
+    assert toy["accuracy"] < magnitude["accuracy"]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown score 'toy'; choose from magnitude, layer_"):
+        resolve(PruneConfig(score=("toy",)))
 
 
 @quick

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectified.errors import UserError
+from rectified.inference.compact import compaction
+from rectified.inference.sparse import SparseModel, sparsify
 from rectified.jobs.classifiers import Architecture
 from rectified.jobs.deploy.export import GRAPH, export
 from rectified.jobs.deploy.lean import WEIGHTS, load_lean, save_lean
 from rectified.jobs.deploy.onnx_layers import onnx_milliseconds
-from rectified.pruning.compact import compaction
-from rectified.pruning.sparse import SparseModel, sparsify
 from rectified.runs import Run
+from rectified.timing import medians
 from rectified.training import logits_of
 
 BATCHES = (1, 16)
@@ -131,27 +130,14 @@ def _milliseconds(
     if session is not None:
         feed = {session.get_inputs()[0].name: inputs.numpy()}
         ways["onnxruntime"] = lambda: session.run(None, feed)
-    times: dict[str, list[float]] = {way: [] for way in ways}
     with torch.no_grad():
-        for way in ways.values():
-            way()
-        for _ in range(ROUNDS):
-            for name, way in ways.items():
-                if torch.get_num_threads() > 1:
-                    time.sleep(QUIET)
-                    way()  # wakes its own threads
-                times[name].append(_seconds(way))
-    return {name: 1000 * statistics.median(taken) for name, taken in times.items()}
+        taken = medians(ways, rounds=ROUNDS, at_least=SECONDS_PER_ROUND, quiet=_quiet())
+    return {name: 1000 * seconds for name, seconds in taken.items()}
 
 
-def _seconds(way: Callable[[], object]) -> float:
-    """Seconds per call, over as many calls as fill a round."""
-    started = time.perf_counter()
-    calls = 0
-    while (spent := time.perf_counter() - started) < SECONDS_PER_ROUND:
-        way()
-        calls += 1
-    return spent / calls
+def _quiet() -> float:
+    """Seconds to wait before a call, for the threads of another to come to rest."""
+    return QUIET if torch.get_num_threads() > 1 else 0.0
 
 
 def _with_engines(
@@ -159,9 +145,8 @@ def _with_engines(
 ) -> list[Layer]:
     """The layers, with the engine that runs each at every batch, and the times of all engines."""
     by_name = {layer["name"]: dict(layer) for layer in layers}
-    quiet = QUIET if torch.get_num_threads() > 1 else 0.0
     for batch, model in lean.items():
-        others = onnx_milliseconds(compact, inputs[:batch], quiet)
+        others = onnx_milliseconds(compact, inputs[:batch], _quiet())
         for choice in model.layers:
             layer = by_name.setdefault(choice.name, {"name": choice.name})
             layer |= {"density": choice.density, "reason": choice.reason}

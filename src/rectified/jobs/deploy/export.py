@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rectified.errors import first_line
 from rectified.training import logits_of
 
 GRAPH = "lean.onnx"
@@ -41,7 +42,7 @@ def export(network: nn.Module, inputs: Tensor, path: Path) -> tuple[Any | None, 
         given = session.run(None, {session.get_inputs()[0].name: inputs[:16].numpy()})[0]
     except Exception as error:  # the exporter has many ways to refuse a graph
         path.unlink(missing_ok=True)
-        return None, [f"no ONNX file: {str(error).splitlines()[0][:200]}"]
+        return None, [f"no ONNX file: {first_line(error)}"]
     with torch.no_grad():
         expected = logits_of(network(inputs[:16])).numpy()
     if np.allclose(given, expected, atol=TOLERANCE):

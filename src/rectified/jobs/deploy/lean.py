@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from rectified.errors import UserError
+from rectified.inference.compact import resize
+from rectified.inference.sparse import load_sparse, save_sparse
 from rectified.jobs.classifiers import Architecture
-from rectified.pruning.compact import resize
-from rectified.pruning.sparse import load_sparse, save_sparse
 from rectified.runs import write_text
 
 WEIGHTS, ABOUT = "lean.safetensors", "lean.json"
@@ -26,7 +26,7 @@ def save_lean(compact: nn.Module, architecture: Architecture, folder: Path) -> N
 def load_lean(folder: Path, network: nn.Module | None = None) -> nn.Module:
     """The lean network of a run, in evaluation mode, as a plain module.
 
-    Pass it to `rectified.pruning.sparsify` to run it fast.
+    Pass it to `rectified.inference.sparsify` to run it fast.
 
     Args:
         folder: a run's folder with `lean.safetensors` and `lean.json`.

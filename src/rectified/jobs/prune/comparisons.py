@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rectified.jobs.job import Results
-from rectified.jobs.statistics import Interval, Verdict, paired
-from rectified.jobs.statistics import verdicts as judged
+from rectified.statistics import Interval, Verdict, paired
+from rectified.statistics import verdicts as judged
 
 BASES = {"pro": "off_pro"}  # the arm of equal training, where it was run; else off
 NAMES = {

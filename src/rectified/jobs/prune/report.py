@@ -18,9 +18,9 @@ from rectified.jobs.prune.comparisons import (
     comparisons,
     effects,
 )
-from rectified.jobs.statistics import Verdict, holm, interval
 from rectified.report import Column, Figure, Part, Section, Series, Table, Text, lines
 from rectified.report import Verdict as Card
+from rectified.statistics import Verdict, holm, interval
 
 DENSITY = Column("density", "%", digits=2)
 HALF_WIDTH = Column("± 95 %", "%", digits=2)  # of shares, and so in percentage points

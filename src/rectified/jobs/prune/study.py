@@ -17,11 +17,11 @@ from rectified.jobs.prune.comparisons import verdicts
 from rectified.jobs.prune.runner import Runner, State
 from rectified.jobs.prune.settings import PruneConfig, PrunePlan
 from rectified.jobs.prune.trials import network, seed_data
-from rectified.jobs.statistics import interval
 from rectified.pruning.activate import activation_scope, norms_before_relu
 from rectified.pruning.dead_neurons import dead_neuron_rate
 from rectified.pruning.masks import full_masks
 from rectified.runs import Run
+from rectified.statistics import interval
 
 EXAMPLES = 64  # that everything is tried on
 PLAIN = {"off", "off_pro"}  # arms without AP

@@ -15,7 +15,7 @@ from torch import nn
 
 from rectified.data import Batches, ImageData
 from rectified.jobs.classifiers import build, plain_batches, training_batches
-from rectified.jobs.prune.settings import PrunePlan, watches
+from rectified.jobs.prune.settings import PrunePlan, score_of
 from rectified.pruning.cycle import Cycle
 from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
 from rectified.training import classification_quality, evaluate
@@ -50,8 +50,8 @@ def trials(plan: PrunePlan, seeds: Sequence[int]) -> list[Trial]:
 
 def dense_of(plan: PrunePlan, trial: Trial) -> Trial:
     """The trial whose dense network a trial prunes."""
-    score = trial.score if watches(trial.score) else plan.config.score[0]
-    return Trial(trial.seed, score, DENSE)
+    watches = score_of(trial.score, trial.seed).watches
+    return Trial(trial.seed, trial.score if watches else plan.config.score[0], DENSE)
 
 
 @dataclass(frozen=True)
