@@ -276,7 +276,7 @@ def _grown(name):
 def sparse_file(path, entry):
     from safetensors.torch import save_file
 
-    about = {"format": sparse_files.FORMAT, "version": sparse_files.VERSION}
+    about = dict(sparse_files.HEADER)
     about["tensors"] = json.dumps({"w": {"dtype": "float32", "form": "gaps", **entry}})
     empty = {"w:gaps": torch.zeros(0, dtype=torch.uint8), "w:values": torch.zeros(0)}
     save_file(empty, path, about)

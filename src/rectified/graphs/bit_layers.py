@@ -21,6 +21,7 @@ def sign(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """+1 where x >= 0, -1 elsewhere, without a gradient.
 
     Example:
+        >>> import torch
         >>> sign(torch.tensor([-0.0, float("nan")])).tolist()
         [1.0, -1.0]
     """
@@ -37,6 +38,7 @@ class BitLayer(nn.Module):
         activation_bits: 1 if the layer reads its inputs' signs, 32 if it reads them as they are.
 
     Example:
+        >>> import torch
         >>> class SignLinear(BitLayer, nn.Linear):
         ...     activation_bits = 1
         ...     def latent_weight(self): return self.weight
@@ -84,11 +86,6 @@ def trace(model: nn.Module) -> fx.GraphModule:
     # Tracing looks into the root, so a layer alone needs one around it.
     root = nn.Sequential(model) if isinstance(model, BitLayer) else model
     return traces.trace(root, leaves=[BitLayer], constants=traces.defaults(root))
-
-
-def module_of(node: Node, modules: dict[str, nn.Module]) -> nn.Module | None:
-    """The module that a node calls, if it calls one."""
-    return modules[str(node.target)] if node.op == "call_module" else None
 
 
 def only_input(node: Node) -> Any:

@@ -7,35 +7,27 @@ something else where x lies in memory that others read. `overwritten` finds such
 from __future__ import annotations
 
 import inspect
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jaxtyping
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import Node
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
+from rectified.graphs.operations import (
+    IN_PLACE,
+    IN_PLACE_OPERATORS,
+    SIZES,
+    Trait,
+    kind_of,
+    kinds,
+    module_of,
+)
 
-_IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-_NUMBERS = {"shape", "ndim", "size", "dim", "numel", len, int}
-_VIEWS = {
-    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(operator.getitem, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, F.dropout),
-    *(torch.transpose, torch.permute, torch.movedim, torch.chunk, torch.split, torch.unbind),
-    *("view", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "permute", "contiguous"),
-    *("chunk", "split", "unbind", "narrow", "select", "expand", "movedim", "detach", "view_as"),
-    *("t", "expand_as", "to", "float"),
-}
+_NUMBERS = {*SIZES, "numel", len, int}
 
 
 class _Proxy(fx.Proxy):
@@ -45,13 +37,13 @@ class _Proxy(fx.Proxy):
 def _recorder(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
     def record(self: fx.Proxy, other: Any) -> fx.Proxy:
         # a number has no place
-        called = _IN_PLACE[function] if _is_number(self.node) else function
+        called = IN_PLACE_OPERATORS[function] if _is_number(self.node) else function
         return self.tracer.create_proxy("call_function", called, (self, other), {})
 
     return record
 
 
-for _function in _IN_PLACE:
+for _function in IN_PLACE_OPERATORS:
     setattr(_Proxy, f"__{_function.__name__}__", _recorder(_function))
 
 
@@ -117,7 +109,6 @@ def trace(
             _forget_(graph, constants or {})
             return fx.GraphModule(model, graph)
     except Exception as error:
-        reason = (str(error).strip().split("\n") or [""])[0]
         advice = "write its forward without branches on tensors or len() of them"
         if tracer.failed is None:
             where = f"{type(model).__name__} ({advice})"
@@ -125,7 +116,7 @@ def trace(
             path, kind = tracer.failed
             keep = f"{keeps_whole.format(kind)}, or " if keeps_whole else ""
             where = f"{path!r} ({keep}{advice})"
-        raise UserError(f"torch.fx cannot trace {where}: {reason}") from error
+        raise UserError(f"torch.fx cannot trace {where}: {first_line(error)}") from error
 
 
 def _forget_(graph: fx.Graph, constants: Mapping[str, Any]) -> None:
@@ -178,7 +169,7 @@ def _shapes_unchecked() -> Iterator[None]:
 def is_in_place(node: Node, module: nn.Module | None) -> bool:
     """Whether a node writes into its first input; `module` is what it calls, if it calls one."""
     return bool(
-        node.target in (*_IN_PLACE, torch.relu_, F.relu_)
+        node.target in IN_PLACE
         or getattr(module, "inplace", False)
         or (node.op == "call_method" and str(node.target).endswith("_"))
         or (node.op == "call_function" and _asks_for_place(node))
@@ -200,7 +191,7 @@ def overwritten(node: Node, modules: Mapping[str, nn.Module]) -> set[Node]:
         node: of a traced graph.
         modules: the network's modules by name.
     """
-    if not node.all_input_nodes or not is_in_place(node, _called(node, modules)):
+    if not node.all_input_nodes or not is_in_place(node, module_of(node, modules)):
         return set()
     base = node.all_input_nodes[0]
     while base.all_input_nodes and _may_be_view(base, modules):
@@ -217,11 +208,7 @@ def overwritten(node: Node, modules: Mapping[str, nn.Module]) -> set[Node]:
     return found if is_read else set()
 
 
-def _called(node: Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    return modules[str(node.target)] if node.op == "call_module" else None
-
-
 def _may_be_view(node: Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether what a node makes may lie in the memory of its first input."""
-    module = _called(node, modules)
-    return (node.target if module is None else type(module)) in _VIEWS or is_in_place(node, module)
+    is_view = kind_of(node, modules) in kinds(Trait.VIEW)
+    return is_view or is_in_place(node, module_of(node, modules))

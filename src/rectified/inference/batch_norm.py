@@ -18,8 +18,8 @@ from torch import fx, nn
 from torch.fx.node import Node
 
 from rectified.graphs.copies import plain_copy
+from rectified.graphs.operations import CONVOLUTIONS, LAYERS, NORMS
 from rectified.graphs.shapes import shape_of, trace_graph, used_once
-from rectified.inference.compact.operations import CONVOLUTIONS, LAYERS, NORMS
 
 
 @torch.no_grad()

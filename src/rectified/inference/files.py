@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from rectified.errors import UserError
+from rectified.inference import stored
 from rectified.inference.bits import files as packed_files
 from rectified.inference.bits.packing import PackedModel
 from rectified.inference.sparse import files as sparse_files
@@ -71,29 +72,13 @@ def load(path: str | Path) -> PackedModel | dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, damaged, or was not written by `save`.
     """
-    kind = format_of(path)
+    kind = stored.format_of(path)
     if kind not in _READERS:
         raise UserError(f"{path} must be written by rectified.inference.save, got another file")
     return _READERS[kind](path)
 
 
 _READERS = {
-    packed_files.FORMAT: packed_files.load_packed,
-    sparse_files.FORMAT: sparse_files.load_sparse,
+    packed_files.HEADER["format"]: packed_files.load_packed,
+    sparse_files.HEADER["format"]: sparse_files.load_sparse,
 }
-
-
-def format_of(path: str | Path) -> str:
-    """The kind that a safetensors file says it is; empty if it says nothing.
-
-    Raises:
-        UserError: if it is no such file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("format", "")
-    except (SafetensorError, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path} cannot be read as a safetensors file: {reason}") from error

@@ -11,7 +11,7 @@ from torch import nn
 
 from rectified.binary import BinaryConv2d, BinaryLinear, convert
 from rectified.errors import UserError
-from rectified.inference.bits import load_packed, pack, save_packed
+from rectified.inference.bits import files, load_packed, pack, save_packed
 from rectified.models import cnn, one_bit_resnet20, vgg_small
 
 SHAPE = {"num_classes": 10, "in_channels": 3, "image_size": (32, 32)}
@@ -65,7 +65,7 @@ def test_a_fresh_process_runs_it_without_the_code_of_the_network(tmp_path):
 import sys
 from safetensors.torch import load_file
 import torch
-from rectified.inference.bits import load_packed
+from rectified.inference.bits import files, load_packed
 found = load_file(sys.argv[2])
 assert torch.equal(load_packed(sys.argv[1])(found["x"]), found["y"])
 assert "rectified.models" not in sys.modules
@@ -298,3 +298,21 @@ def test_shapes_and_writing_in_place_come_back(tmp_path):
     with torch.no_grad():
         assert (packed(x) - model(x)).abs().max() <= 2e-6
     assert torch.equal(load_packed(tmp_path / "packed.safetensors")(x), packed(x))
+
+
+def test_a_file_may_name_every_call_that_earlier_versions_could():
+    functions = """
+        add iadd neg floordiv sub mul truediv getitem getattr torch.add torch.mul torch.cat
+        torch.flatten torch.relu torch.relu_ torch.sigmoid torch.tanh torch.reshape torch.squeeze
+        torch.mean relu relu6 gelu silu leaky_relu softmax dropout hardtanh pad max_pool2d
+        avg_pool2d adaptive_avg_pool2d
+    """
+    methods = """
+        add add_ contiguous flatten mean mul permute relu relu_ reshape size squeeze sum transpose
+        unsqueeze view amax chunk expand expand_as sigmoid sub tanh view_as
+    """
+    assert set(functions.split()) <= files._FUNCTIONS.keys()
+    assert set(methods.split()) <= files._METHODS
+    assert len(files._NAMES) == len(files._FUNCTIONS)
+    assert files._FUNCTIONS["torch.relu"] is torch.relu
+    assert files._FUNCTIONS["relu"] is F.relu

@@ -3,8 +3,9 @@
 import copy
 import os
 import pickle
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jaxtyping
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rectified.errors import UserError
+from rectified.inference.kernels import has_kernels
 from rectified.inference.sparse import SparseModel, sparsify
 from rectified.inference.sparse.sparsify import NETWORKS, _fastest, _working
 
@@ -246,9 +248,17 @@ def test_the_model_is_left_as_it_is() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.fixture
+def _no_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    has_kernels.cache_clear()
+    yield
+    has_kernels.cache_clear()
+
+
 @torch.no_grad()
-def test_without_numba_the_engines_of_torch_still_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "numba", None)
+@pytest.mark.usefixtures("_no_numba")
+def test_without_numba_the_engines_of_torch_still_work() -> None:
     model = pruned(plain)
     fast = sparsify(model, images(2))
     assert fast.chosen in ("dense", "channels_last", "layers")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rectified.errors import UserError
-from rectified.inference.sparse.files import FORMAT, load_sparse, save_sparse
+from rectified.inference.sparse.files import HEADER, load_sparse, save_sparse
 
 
 def sparse_tensor(shape: tuple[int, ...], density: float, seed: int = 0) -> torch.Tensor:
@@ -84,9 +84,9 @@ def test_unknown_values_are_refused(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(source: Path, target: Path) -> None:
-        raise OSError("no space left")
+        raise OSError(28, "no space left")
 
-    monkeypatch.setattr("rectified.inference.sparse.files.os.replace", full)
+    monkeypatch.setattr("rectified.files.Path.replace", full)
     with pytest.raises(OSError, match="no space left"):
         save_sparse({"w": torch.ones(3)}, tmp_path / "w.safetensors")
     assert not list(tmp_path.iterdir())
@@ -112,7 +112,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_versions_are_refused(tmp_path: Path) -> None:
-    metadata = {"format": FORMAT, "version": "2", "tensors": "{}"}
+    metadata = {"format": HEADER["format"], "version": "2", "tensors": "{}"}
     save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors", metadata)
     with pytest.raises(UserError, match="must have format version 1, got '2'"):
         load_sparse(tmp_path / "w.safetensors")
@@ -129,7 +129,7 @@ def test_other_versions_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_contents_give_one_line(tmp_path: Path, entry: dict[str, object]) -> None:
-    metadata = {"format": FORMAT, "version": "1", "tensors": json.dumps({"w": entry})}
+    metadata = {"format": HEADER["format"], "version": "1", "tensors": json.dumps({"w": entry})}
     values = 2 if entry.get("shape") == [2, 2] else 3
     parts = {"w:gaps": torch.tensor([0, 9], dtype=torch.uint8), "w:values": torch.ones(values)}
     save_file(parts, tmp_path / "w.safetensors", metadata)

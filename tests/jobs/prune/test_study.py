@@ -11,7 +11,8 @@ from rectified.jobs.classifiers import build, plain_batches
 from rectified.jobs.prune.runner import State
 from rectified.jobs.prune.settings import PruneConfig, resolve
 from rectified.jobs.prune.study import summarise
-from rectified.pruning import ARMS, scores
+from rectified.pruning import scores
+from rectified.pruning.activate import ARMS
 from rectified.pruning.scores import SCORES
 from rectified.runs import read_json
 from rectified.training import classification_quality, evaluate

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,19 +22,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
 from rectified.errors import UserError
+from rectified.files import write_tensors
 from rectified.graphs.copies import is_hooked
+from rectified.graphs.operations import OPERATIONS
+from rectified.inference import stored
 from rectified.inference.bits.bits import panels_to_weight, weight_to_panels
 from rectified.inference.bits.layers import PackedProduct, PoolBits, SignedLayer
 from rectified.inference.bits.packing import PackedLayer, PackedModel
 
-FORMAT = "rectified-packed"
-VERSION = "2"
+HEADER = {"format": "rectified-packed", "version": "2"}
 
 # type -> the arguments that make it, which are its attributes too
 _Names = tuple[str, ...]
@@ -90,54 +90,23 @@ _MODULES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 _TYPES = {kind.__name__: kind for kind in _MODULES}
 _OPERATIONS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "iadd": operator.iadd,
-    "neg": operator.neg,
-    "floordiv": operator.floordiv,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "truediv": operator.truediv,
-    "getitem": operator.getitem,
-    "getattr": getattr,  # of shapes only, see `_program` and `_built`
-    "torch.add": torch.add,
-    "torch.mul": torch.mul,
-    "torch.cat": torch.cat,
-    "torch.flatten": torch.flatten,
-    "torch.relu": torch.relu,
-    "torch.relu_": torch.relu_,
-    "torch.sigmoid": torch.sigmoid,
-    "torch.tanh": torch.tanh,
-    "torch.reshape": torch.reshape,
-    "torch.squeeze": torch.squeeze,
-    "torch.mean": torch.mean,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "leaky_relu": F.leaky_relu,
-    "softmax": F.softmax,
-    "dropout": F.dropout,
-    "hardtanh": F.hardtanh,
-    "pad": F.pad,
-    "max_pool2d": F.max_pool2d,
-    "avg_pool2d": F.avg_pool2d,
-    "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
-}
-_NAMES = {function: name for name, function in _FUNCTIONS.items()}
-_METHODS: _Names = (
-    "add",
-    "add_",
-    "contiguous",
-    "flatten",
-    "mean",
-    "mul",
-    "permute",
-    "relu",
-    "relu_",
-)
-_METHODS += ("reshape", "size", "squeeze", "sum", "transpose", "unsqueeze", "view")
-_METHODS += ("amax", "chunk", "expand", "expand_as", "sigmoid", "sub", "tanh", "view_as")
+_STORED = """
+    add sub mul div floordiv neg relu relu6 sigmoid tanh hardtanh gelu silu leaky_relu dropout
+    softmax mean sum amax size cat chunk getitem pad contiguous expand expand_as flatten permute
+    reshape squeeze transpose unsqueeze view view_as max_pool2d avg_pool2d adaptive_avg_pool2d
+"""
+_CALLS = [call for name in _STORED.split() for call in OPERATIONS[name].calls]
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    name = function.__name__
+    return f"torch.{name}" if getattr(torch, name, None) is function else name
+
+
+_NAMES = {call: _name_of(call) for call in _CALLS if callable(call)}
+_NAMES[getattr] = "getattr"  # of shapes only, see `_program` and `_built`
+_FUNCTIONS = {name: function for function, name in _NAMES.items()}
+_METHODS = {call for call in _CALLS if isinstance(call, str)}
 
 
 def save_packed(packed: PackedModel, path: str | Path) -> int:
@@ -164,8 +133,6 @@ def save_packed(packed: PackedModel, path: str | Path) -> int:
         >>> size < 640 * 640 * 4 / 16, torch.equal(loaded(x), pack(layer)(x))
         (True, True)
     """
-    from safetensors.torch import save
-
     network = packed.network
     if isinstance(network, fx.GraphModule):
         program = _program(network)
@@ -185,18 +152,8 @@ def save_packed(packed: PackedModel, path: str | Path) -> int:
         else:
             tensors[f"{name}:bits"] = _bits(signs)
     about = {"layers": [asdict(layer) for layer in packed.layers], "notes": packed.notes}
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "program": json.dumps(program),
-        "about": json.dumps(about),
-    }
-    unfinished = Path(f"{path}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(save(tensors, metadata))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    metadata = {**HEADER, "program": json.dumps(program), "about": json.dumps(about)}
+    write_tensors(Path(path), tensors, metadata)
     return os.path.getsize(path)
 
 
@@ -212,39 +169,13 @@ def load_packed(path: str | Path) -> PackedModel:
     Raises:
         UserError: if the file is missing, truncated, of another kind or of another version.
     """
-    tensors, metadata = _read(path)
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} must be written by save_packed, got another safetensors file")
-    if metadata.get("version") != VERSION:
-        raise UserError(
-            f"{path} must have format version {VERSION}, got {metadata.get('version')!r}"
-        )
-    try:
+    tensors, metadata = stored.read(path)
+    stored.check_header(path, metadata, HEADER, "save_packed")
+    with stored.damage_named(path):
         program, about = json.loads(metadata["program"]), json.loads(metadata["about"])
         network = _built(program, tensors)
         layers = [PackedLayer(**layer) for layer in about["layers"]]
         return PackedModel(network, layers, about["notes"])
-    except (
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {reason}") from error
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path} cannot be read as a safetensors file: {reason}") from error
 
 
 # ---- signs

@@ -11,7 +11,6 @@ for each output of all panels, and `thresholds` too; `flips` are the 32 bits of 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
@@ -29,18 +28,13 @@ from rectified.inference.bits.bits import (
     words_for,
     words_to_signs,
 )
+from rectified.inference.kernels import has_kernels
 
 BLOCK_WORDS = 4096  # 32 KiB of inputs stay in the first cache while panels pass
 ALONE = 20_000  # word products, a microsecond or two, below which one thread does it all
 ADDRESSES = 8  # words of a job that are addresses
 FEW = 4  # rows, a tile of the kernels
 PARTS = 4  # for each thread, so that a late one costs little
-
-
-@cache
-def has_kernels() -> bool:
-    """Whether numba is installed, which the compiled kernels need."""
-    return importlib.util.find_spec("numba") is not None
 
 
 def _operator(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:

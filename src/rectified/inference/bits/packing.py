@@ -27,15 +27,15 @@ from rectified.graphs.bit_layers import (
     BitLayer,
     bit_layers,
     is_bit_layer,
-    module_of,
     only_input,
     sign,
     trace,
 )
 from rectified.graphs.copies import call_layers_, is_hooked, plain_copy
+from rectified.graphs.operations import module_of
 from rectified.inference.bits.bits import words_for
 from rectified.inference.bits.layers import PackedProduct, PoolBits, SignedLayer
-from rectified.inference.bits.operations import has_kernels, quiet_floats
+from rectified.inference.bits.operations import quiet_floats
 from rectified.inference.bits.thresholds import (
     Step,
     entries,
@@ -44,6 +44,7 @@ from rectified.inference.bits.thresholds import (
     is_monotone,
     tabulate,
 )
+from rectified.inference.kernels import has_kernels
 
 QUIET = 16_000_000  # float operations, a tenth of a millisecond or two of one core
 

@@ -24,24 +24,11 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 
+from rectified.graphs import operations
 from rectified.graphs.copies import is_hooked
 from rectified.inference.bits.bits import PANEL, bits_to_words, flips_to_halves
 
 _LEAST, _MOST = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
-
-MONOTONE = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.Tanh,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +61,7 @@ def is_monotone(module: nn.Module) -> bool:
         return bool((module.weight >= 0).all())
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return module.running_mean is not None  # else it would depend on the batch
-    return type(module) in MONOTONE
+    return type(module) in operations.modules(operations.Trait.MONOTONE)
 
 
 def fits(module: nn.Module, channels: int) -> bool:

@@ -4,7 +4,7 @@
     again = resize(fresh_model, small.state_dict())       # load it without a pickle
 
 `compaction` also tells what was removed and what had to stay. `channel_graph` finds which channels
-go together and which are constant, `operations` knows what calls do to channels.
+go together and which are constant, `channel_axes` knows what calls do to channels.
 """
 
 from rectified.inference.compact.compaction import Compaction, LayerSize, compact, compaction

@@ -34,17 +34,21 @@ from torch.fx.node import Node, map_arg
 
 from rectified.errors import UserError, choose
 from rectified.graphs.copies import is_hooked
-from rectified.graphs.shapes import shape_of, site_names, trace_graph, used_once
-from rectified.graphs.traces import overwritten
-from rectified.inference.compact.operations import (
-    CONCATENATIONS,
+from rectified.graphs.operations import (
     CONVOLUTIONS,
-    ELEMENTWISE,
     LAYERS,
     NORMS,
-    RESHAPES,
     TRANSFORMERS,
+    Trait,
     argument,
+    kind_of,
+    kinds,
+    kinds_of,
+    module_of,
+)
+from rectified.graphs.shapes import shape_of, site_names, trace_graph, used_once
+from rectified.graphs.traces import overwritten
+from rectified.inference.compact.channel_axes import (
     asks_shape,
     axis_after_reshape,
     keeps_channels_apart,
@@ -199,15 +203,15 @@ class _Walk:
         kind = self._kind(node)
         if kind is nn.Linear or kind in CONVOLUTIONS:
             return self._layer
-        if kind in RESHAPES:
+        if kind in kinds(Trait.RESHAPE):
             return self._reshape
-        return self._concatenate if kind in CONCATENATIONS else self._apart
+        return self._concatenate if kind in kinds_of("cat") else self._apart
 
     def _module(self, node: Node) -> Any:
-        return self.modules[str(node.target)] if node.op == "call_module" else None
+        return module_of(node, self.modules)
 
     def _kind(self, node: Node) -> Any:
-        return type(self._module(node)) if node.op == "call_module" else node.target
+        return kind_of(node, self.modules)
 
     def _describe(self, node: Node) -> str:
         if node.op == "output":
@@ -288,7 +292,7 @@ class _Walk:
         first, second = f"{path}.linear1", f"{path}.linear2"
         activation = module.activation
         kind = type(activation) if isinstance(activation, nn.Module) else activation
-        if not {first, second} <= self.resizable or kind not in ELEMENTWISE:
+        if not {first, second} <= self.resizable or kind not in kinds(Trait.ELEMENTWISE):
             return
         unknown = module.linear1.weight.new_full((module.linear1.in_features,), math.nan)
         stays = self._begin(1, unknown)

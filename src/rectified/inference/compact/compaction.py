@@ -29,8 +29,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.graphs.copies import agree, bare, plain_copy
+from rectified.graphs.operations import LAYERS
 from rectified.graphs.weights import apply_
 from rectified.inference.compact.channel_graph import (
     ChannelGraph,
@@ -38,7 +39,6 @@ from rectified.inference.compact.channel_graph import (
     channel_graph,
     kernel_sums,
 )
-from rectified.inference.compact.operations import LAYERS
 from rectified.inference.compact.resize import replace_tensors_
 
 
@@ -301,7 +301,8 @@ def _check_same(model: nn.Module, inputs: tuple[Any, ...], expected: Any) -> Non
     try:
         is_same = agree(expected, model(*inputs))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"the smaller {name} does not run: {reason}; {advice}") from error
+        raise UserError(
+            f"the smaller {name} does not run: {first_line(error)}; {advice}"
+        ) from error
     if not is_same:
         raise UserError(f"the smaller {name} has other outputs on the example: {advice}")

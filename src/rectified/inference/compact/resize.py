@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError
 from rectified.graphs.copies import plain_copy
-from rectified.inference.compact.operations import CONVOLUTIONS, NORMS
+from rectified.graphs.operations import CONVOLUTIONS, NORMS
 
 
 def resize(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:

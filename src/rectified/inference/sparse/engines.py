@@ -12,7 +12,6 @@ Which is fastest depends on shape, batch, sparsity and machine, so it is measure
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 
@@ -21,11 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectified.graphs.copies import is_hooked
-
-
-def has_kernels() -> bool:
-    """Whether numba is installed, which the compiled kernels need."""
-    return importlib.util.find_spec("numba") is not None
+from rectified.inference.kernels import has_kernels
 
 
 class ChannelsLast(nn.Module):

@@ -27,10 +27,11 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor, nn
 
-from rectified.errors import UserError, choose
+from rectified.errors import choose
+from rectified.files import write_tensors
+from rectified.inference import stored
 
-FORMAT = "rectified-sparse"
-VERSION = "1"
+HEADER = {"format": "rectified-sparse", "version": "1"}
 VALUES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MOST_ENTRIES = 2**28  # a gigabyte of float32, whatever the file's size
 MOST_ENTRIES_A_BYTE = 256  # in larger files: a density of 0.08 % at 5 bytes a nonzero
@@ -64,28 +65,21 @@ def save_sparse(
         >>> size < 2_000, torch.equal(state["weight"], layer.weight)
         (True, True)
     """
-    from safetensors.torch import save
-
     choose("type of values", values, tuple(VALUES))
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    stored: dict[str, Tensor] = {}
+    written: dict[str, Tensor] = {}
     contents: dict[str, dict[str, Any]] = {}
     for name, tensor in state.items():
-        parts = _encoded(tensor.detach().cpu(), VALUES[values])
-        form = next(iter(parts))
+        forms = _encoded(tensor.detach().cpu(), VALUES[values])
+        form = next(iter(forms))
         contents[name] = {
             "form": form,
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
         }
-        stored |= {_key(name, part): data for part, data in parts.items()}
-    metadata = {"format": FORMAT, "version": VERSION, "tensors": json.dumps(contents)}
-    unfinished = Path(f"{path}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(save(stored, metadata))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        written |= {_key(name, part): data for part, data in forms.items()}
+    metadata = {**HEADER, "tensors": json.dumps(contents)}
+    write_tensors(Path(path), written, metadata)
     return os.path.getsize(path)
 
 
@@ -101,20 +95,12 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, truncated, of another kind or of another version.
     """
-    stored, metadata = _read(path)
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} must be written by save_sparse, got another safetensors file")
-    if metadata.get("version") != VERSION:
-        raise UserError(
-            f"{path} must have format version {VERSION}, got {metadata.get('version')!r}"
-        )
-    try:
+    parts, metadata = stored.read(path)
+    stored.check_header(path, metadata, HEADER, "save_sparse")
+    with stored.damage_named(path):
         contents = json.loads(metadata["tensors"])
         _check_size(path, contents)
-        return {name: _decoded(name, entry, stored) for name, entry in contents.items()}
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {reason}") from error
+        return {name: _decoded(name, entry, parts) for name, entry in contents.items()}
 
 
 def _check_size(path: str | Path, contents: Mapping[str, Any]) -> None:
@@ -122,17 +108,6 @@ def _check_size(path: str | Path, contents: Mapping[str, Any]) -> None:
     entries = sum(math.prod(entry["shape"]) for entry in contents.values())
     if entries > max(MOST_ENTRIES, MOST_ENTRIES_A_BYTE * os.path.getsize(path)):
         raise ValueError(f"it says that it holds {entries} entries, too many for its size")
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path} cannot be read as a safetensors file: {reason}") from error
 
 
 def _key(name: str, part: str) -> str:
@@ -177,17 +152,17 @@ def _gaps(kept: Bool[Tensor, " entries"]) -> UInt8[Tensor, " bytes"]:
     return torch.from_numpy(gaps)
 
 
-def _decoded(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Tensor:
+def _decoded(name: str, entry: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Tensor:
     dtype = getattr(torch, entry["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{entry['dtype']!r} is no dtype")
     shape = tuple(entry["shape"])
     if entry["form"] == "dense":
-        return stored[name].to(dtype).reshape(shape)
+        return parts[name].to(dtype).reshape(shape)
     count = math.prod(shape)
-    data = stored[_key(name, entry["form"])].numpy()
+    data = parts[_key(name, entry["form"])].numpy()
     positions = _from_bits(data, count) if entry["form"] == "bits" else _from_gaps(data)
-    values = stored[_key(name, "values")]
+    values = parts[_key(name, "values")]
     if len(positions) != len(values) or (len(positions) and positions[-1] >= count):
         raise ValueError(f"positions and values of {name!r} do not fit")
     tensor = torch.zeros(count, dtype=dtype)

@@ -43,11 +43,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from rectified.errors import UserError, choose
+from rectified.errors import UserError, choose, first_line
 from rectified.graphs.copies import agree, call_layers_, plain_copy
 from rectified.graphs.shapes import trace_graph
 from rectified.inference.batch_norm import fold_norms_
-from rectified.inference.sparse.engines import ChannelsLast, engines, has_kernels, reason_for_dense
+from rectified.inference.kernels import has_kernels
+from rectified.inference.sparse.engines import ChannelsLast, engines, reason_for_dense
 
 SPARSE_ENGINES = ("kernel", "csr")
 NETWORKS = ("dense", "channels_last", "layers", "mixed", "fused", "fused_serial")
@@ -235,7 +236,7 @@ def _working(
         try:
             is_right = agree(expected, way(*inputs))
         except Exception as error:  # somebody's forward may ask a layer for what an engine lacks
-            notes.append(f"the way {name!r} does not run: {(str(error).splitlines() or [''])[0]}")
+            notes.append(f"the way {name!r} does not run: {first_line(error)}")
             continue
         if is_right or name == "dense":
             working[name] = way

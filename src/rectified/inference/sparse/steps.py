@@ -8,24 +8,22 @@ evaluation mode. A step writes itself into a `Builder`.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.node import Node
 
+from rectified.graphs import operations
 from rectified.graphs.copies import is_hooked
+from rectified.graphs.operations import OPERATIONS, Trait, argument
 from rectified.graphs.shapes import shape_of
 from rectified.inference.sparse.builder import NO_FLOOR, Builder
 from rectified.inference.sparse.layout import Value, Window
-
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
 class Step:
@@ -232,14 +230,8 @@ _LAYERS: dict[type[nn.Module], Callable[[Any], Step | None]] = {
     nn.AvgPool2d: _pool,
     nn.AdaptiveAvgPool2d: lambda layer: _whole_mean(layer.output_size),
     nn.Flatten: lambda layer: _flatten(layer.start_dim, layer.end_dim),
-    **dict.fromkeys(_NOTHING, lambda layer: Pass()),
+    **dict.fromkeys(operations.modules(Trait.NOTHING), lambda layer: Pass()),
 }
-
-
-def _argument(node: Node, position: int, name: str, default: Any) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
 
 
 def _read_sum(node: Node) -> Step | None:
@@ -249,12 +241,12 @@ def _read_sum(node: Node) -> Step | None:
 
 
 def _read_flatten(node: Node) -> Step | None:
-    return _flatten(_argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1))
+    return _flatten(argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1))
 
 
 def _read_mean(node: Node) -> Step | None:
-    axes = _argument(node, 1, "dim", None)
-    kept = bool(_argument(node, 2, "keepdim", False))
+    axes = argument(node, 1, "dim", None)
+    kept = bool(argument(node, 2, "keepdim", False))
     over_places = isinstance(axes, tuple | list) and sorted(axes) in ([2, 3], [-2, -1])
     return Pool(None, mean=True, flat=not kept) if over_places else None
 
@@ -272,9 +264,9 @@ def _read_slices(node: Node) -> Step | None:
 
 
 def _read_pad(node: Node) -> Step | None:
-    widths = list(_argument(node, 1, "pad", ()))
-    mode = _argument(node, 2, "mode", "constant")
-    value = _argument(node, 3, "value", None)
+    widths = list(argument(node, 1, "pad", ()))
+    mode = argument(node, 2, "mode", "constant")
+    value = argument(node, 3, "value", None)
     channels_only = len(widths) == 6 and not any(widths[:4]) and min(widths) >= 0
     if not channels_only or mode != "constant" or value:
         return None
@@ -283,17 +275,18 @@ def _read_pad(node: Node) -> Step | None:
 
 def _read_concatenation(node: Node) -> Step | None:
     images = isinstance(node.args[0], tuple | list) and len(shape_of(node)) == 4
-    return Concatenate() if images and _argument(node, 1, "dim", 0) in (1, -3) else None
+    return Concatenate() if images and argument(node, 1, "dim", 0) in (1, -3) else None
 
 
-_READERS: dict[Any, Callable[[Node], Step | None]] = {
-    **dict.fromkeys((F.relu, torch.relu, "relu", "relu_"), lambda node: Sum(floor=0.0)),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _read_sum),
-    **dict.fromkeys((torch.flatten, "flatten"), _read_flatten),
-    F.adaptive_avg_pool2d: lambda node: _whole_mean(_argument(node, 1, "output_size", None)),
-    **dict.fromkeys((torch.mean, "mean"), _read_mean),
-    operator.getitem: _read_slices,
-    F.pad: _read_pad,
-    torch.cat: _read_concatenation,
+_READERS_OF: dict[str, Callable[[Node], Step | None]] = {
+    "relu": lambda node: Sum(floor=0.0),
+    "add": _read_sum,
+    "flatten": _read_flatten,
+    "adaptive_avg_pool2d": lambda node: _whole_mean(argument(node, 1, "output_size")),
+    "mean": _read_mean,
+    "getitem": _read_slices,
+    "pad": _read_pad,
+    "cat": _read_concatenation,
     "contiguous": lambda node: Pass(),
 }
+_READERS = {call: reader for name, reader in _READERS_OF.items() for call in OPERATIONS[name].calls}

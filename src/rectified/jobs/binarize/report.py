@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rectified.binary.estimators import ESTIMATORS
 from rectified.jobs.job import Results
 from rectified.report import (
     Column,
@@ -25,23 +26,6 @@ from rectified.statistics import verdicts as judged
 
 Row = Mapping[str, Any]
 
-NAMES = {
-    "ste": "STE",
-    "clipped_ste": "STE clipped at 1",
-    "wide_ste": "STE clipped at 1.5",
-    "ste_gain": "STE with ReSTE's gain",
-    "approx_sign": "ApproxSign",
-    "swish_sign": "SwishSign",
-    "dsq": "DSQ",
-    "ede": "EDE",
-    "irnet": "EDE, standardised weights",
-    "rbnn": "RBNN",
-    "fda": "FDA",
-    "reste": "ReSTE",
-    "reste_relative": "ReSTE, relative m and t",
-    "reste_normalized": "ReSTE, gain normalised",
-    "float": "full precision",
-}
 WAYS = {
     "float": "float, PyTorch",
     "channels_last": "float, PyTorch, channels last",
@@ -126,7 +110,7 @@ def card(verdict: Verdict) -> Card:
 
 def named(estimator: str) -> str:
     """An estimator in words."""
-    return NAMES.get(estimator, estimator)
+    return ESTIMATORS[estimator].title if estimator in ESTIMATORS else estimator
 
 
 def subtitle(results: Results) -> str:

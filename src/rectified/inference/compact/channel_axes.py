@@ -1,8 +1,7 @@
-"""Operations: what the calls in a traced network do to channels.
+"""The axis of the channels: where it stands behind a call, and which calls keep channels apart.
 
-A call's *kind* is the type of a module, a function, or the name of a tensor's method. Kinds are
-known by lists: those that work on every element by itself, those that work on the axes behind
-(batch, channel), those that only rearrange. A kind on no list may do anything.
+What a call is, whichever way it is spelled, stands in `rectified.graphs.operations`. A call of
+another kind may do anything.
 """
 
 from __future__ import annotations
@@ -11,57 +10,26 @@ import math
 import operator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx.node import Node
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-LAYERS = (nn.Linear, *CONVOLUTIONS)
-TRANSFORMERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from rectified.graphs.operations import (
+    CONVOLUTIONS,
+    NORMS,
+    OPERATIONS,
+    SIZES,
+    Trait,
+    argument,
+    kinds,
+    kinds_of,
+)
 
-_MODULES = """
-    ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Sigmoid Tanh Hardswish Hardsigmoid Hardtanh
-    Softplus Softsign LogSigmoid Threshold Identity Dropout Dropout1d Dropout2d Dropout3d
-"""
-_FUNCTIONS = """
-    relu relu_ relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardswish hardsigmoid
-    hardtanh softplus threshold clamp clip abs exp square neg add sub mul div
-"""
-_METHODS = "sigmoid_ tanh_ clamp_ add_ sub_ mul_ div_ clone contiguous detach"
-_OPERATORS = (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg)
-_IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-ELEMENTWISE = {
-    *(getattr(nn, name) for name in _MODULES.split()),
-    *(getattr(torch, name) for name in _FUNCTIONS.split() if hasattr(torch, name)),
-    *(getattr(F, name) for name in _FUNCTIONS.split() if hasattr(F, name)),
-    *(*_FUNCTIONS.split(), *_METHODS.split()),
-    *(*_OPERATORS, *_IN_PLACE_OPERATORS, F.dropout),
-}
-
-_POOLS = ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
-_PADS = ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad")
-_POOL_FUNCTIONS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
-_SPATIAL_AXES = {
-    **{getattr(nn, f"{name}{axes}d"): axes for name in _POOLS + _PADS for axes in (1, 2, 3)},
-    **{getattr(F, f"{name}{axes}d"): axes for name in _POOL_FUNCTIONS for axes in (1, 2, 3)},
-}
-_INTERPOLATIONS = {nn.Upsample, F.interpolate}
-_REDUCTIONS = {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"}
-
-_WITH_SIZES = {torch.reshape, "reshape", "view"}
-RESHAPES = {
-    *(nn.Flatten, torch.flatten, torch.squeeze, torch.unsqueeze),
-    *("flatten", "squeeze", "unsqueeze", *_WITH_SIZES),
-}
-CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
-_SHAPE_QUERIES = {"size", "dim", "shape", "ndim", "device", "dtype"}
-
-
-def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, given by position or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+_SPATIAL_AXES = {kind: one.axes for one in OPERATIONS.values() if one.axes for kind in one.kinds}
+_INTERPOLATIONS = kinds_of("interpolate")
+_REDUCTIONS = kinds_of("mean", "sum", "amax", "amin")
+_WITH_SIZES = kinds_of("reshape", "view")
+_SHAPE_QUERIES = {*SIZES, "device", "dtype"}
 
 
 def asks_shape(node: Node) -> bool:
@@ -80,7 +48,7 @@ def keeps_channels_apart(node: Node, kind: Any, axis: int, dimensions: int) -> b
         axis: the axis of its first input that holds the channels.
         dimensions: how many axes that input has.
     """
-    if kind in ELEMENTWISE:
+    if kind in kinds(Trait.ELEMENTWISE):
         return kind is not F.dropout or not node.kwargs["training"]
     if kind in _REDUCTIONS:
         return min(_reduced_axes(node, dimensions)) > axis
