@@ -29,7 +29,7 @@ class Recipe:
     Attributes:
         build: makes it from `num_classes`, `in_channels`, `image_size` and `norm`.
         epochs: of the whole schedule.
-        batch_size: examples a step.
+        batch_size: examples per step.
         learning_rate: at its peak.
         weight_decay: of SGD or AdamW.
         optimizer: sgd or adamw.
@@ -131,7 +131,7 @@ def _imported(text: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network is built from.
+    """Everything that a network is built from.
 
     Attributes:
         model: a recipe's name, or `module:factory`.
@@ -154,7 +154,7 @@ class Architecture:
 
     @classmethod
     def read(cls, fields: Any) -> Architecture:
-        """What a file says.
+        """The architecture that a file describes.
 
         Raises:
             ValueError: if a field is missing, of another type or out of bounds.
@@ -186,7 +186,7 @@ class Architecture:
         """
         made = recipe(self.model) if by is None else by
         with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's alone: a GPU's is not put back
             return made.build(
                 num_classes=self.num_classes,
                 in_channels=self.in_channels,

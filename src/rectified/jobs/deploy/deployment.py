@@ -31,7 +31,7 @@ Layer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Deployment:
-    """What deployment did and measured.
+    """The measures of a deployment.
 
     Attributes:
         sizes: bytes_dense, bytes_lean, max_abs_difference and milliseconds, as in results.json.

@@ -1,4 +1,4 @@
-"""What pruning left of every layer, and how dead every activation is: figures and tables."""
+"""Layers and activations at the end: weights kept and dead neurons, as figures and tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from rectified.jobs.prune.comparisons import Row, arm_name
 from rectified.report import Column, Figure, Part, Table, bars
+from rectified.report.page import Cell
 
 Means = Mapping[tuple[str, str], Mapping[str, float]]  # (score, arm) -> layer -> mean over seeds
 
@@ -80,12 +81,12 @@ def _site_table(rows: Sequence[Row]) -> Table:
         _means(rows, "site", lambda row, q=quantity: row[q])  # type: ignore[misc]
         for quantity in ("neurons", *rates)
     )
-    table = [
+    table: list[tuple[Cell, ...]] = [
         (name, f"{score}, {arm_name(ap)}", count, *(share[score, ap][name] for share in shares))
         for (score, ap), names in neurons.items()
         for name, count in names.items()
     ]
-    columns = (
+    columns: tuple[Column | str, ...] = (
         "activation",
         "arm",
         Column("neurons", digits=0),

@@ -40,7 +40,7 @@ RATE = {
 
 
 def subtitle(results: Results) -> str:
-    """What was run, in one line."""
+    """The line under the title: model, data, scores, arms, seeds."""
     config = results.settings
     seeds = len({row["seed"] for row in results.rows})
     return (

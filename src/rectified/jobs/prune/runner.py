@@ -44,7 +44,7 @@ Data = Mapping[int, SeedData]  # by seed
 
 @dataclass
 class State:
-    """Where a study stands: what its checkpoint holds.
+    """The state of a study, which its checkpoint holds.
 
     Attributes:
         rows: of results.json, one a trial and cycle.
@@ -76,6 +76,7 @@ class Runner:
     def __init__(self, plan: PrunePlan, context: Context) -> None:
         self.plan = plan
         self.context = context
+        self.together = plan.together
         self.store = context.folder.store("study")
         saved = self.store.load() if context.folder.resume else None
         self.state = State.of(saved) if saved else State()
@@ -89,7 +90,7 @@ class Runner:
     def _groups(self) -> Iterator[list[int]]:
         """Seeds whose networks are trained together."""
         of_a_seed = len(self.plan.config.score) * len(self.plan.config.ap)
-        size = max(1, self.plan.together // of_a_seed)
+        size = max(1, self.together // of_a_seed)
         left = [seed for seed in self.plan.seeds if seed not in self.state.done]
         yield from _parts(left, size)
 
@@ -98,10 +99,10 @@ class Runner:
         data = {seed: seed_data(self.plan, seed) for seed in seeds}
         ours = trials(self.plan, seeds)
         dense = list(dict.fromkeys(dense_of(self.plan, trial) for trial in ours))
-        for part in _parts(dense, self.plan.together):
+        for part in _parts(dense, self.together):
             self._advance({trial: self._dense(trial, data) for trial in part}, data)
         left = [trial for trial in ours if trial.key not in self.state.finished]
-        for part in _parts(left, self.plan.together):
+        for part in _parts(left, self.together):
             self._advance({trial: self._pruned(trial, data) for trial in part}, data)
         self.state.done += seeds
         self.state.cycles, self.state.finished = {}, []
@@ -175,7 +176,7 @@ class Runner:
                 for trial, asked in waiting.items()
             ],
             self.plan.fit,
-            together=self.plan.together if is_alone else 1,
+            together=self.together if is_alone else 1,
             store=self.context.folder.store("training"),
             progress=self.context.words(_words(list(waiting))),
         )

@@ -45,7 +45,7 @@ class PruneConfig:
         rewind: init, epoch:K, lr or finetune.
         fidelity: `reference` reproduces the authors' arithmetic (magnitude, lite and off only).
         epochs: of training, in every cycle.
-        batch_size: examples a step.
+        batch_size: examples per step.
         learning_rate: at its peak.
         weight_decay: of the optimiser.
         optimizer: sgd, adam or adamw.
@@ -102,7 +102,7 @@ StageMaker = Callable[[str, str, int, Layers], list[Stage]]  # of a score, an ar
 
 @dataclass(frozen=True, eq=False)
 class PrunePlan:
-    """What a study does, as values.
+    """A study as values, ready to run.
 
     Attributes:
         config: the settings, with what the model's recipe decides filled in.
@@ -111,7 +111,7 @@ class PrunePlan:
         recipe: builds the network.
         norm: whether it has batch norms.
         fit: how it is trained.
-        batch_size: examples a step.
+        batch_size: examples per step.
         augment: whether training images are cropped and flipped at random; where the settings
             leave that open, `check` decides by the images.
         rewind: what the weights go back to after a pruning.
@@ -145,7 +145,7 @@ class PrunePlan:
         return self.source.load(seed=seed, limit=self.config.limit)
 
     def stages(self, score: str, ap: str, seed: int) -> list[Stage]:
-        """What every cycle of an arm does."""
+        """The stages of every cycle of an arm."""
         return self.make_stages(score, ap, seed, self.layers)
 
 

@@ -1,4 +1,4 @@
-"""The study of `rectified prune`: what is tried before it begins, and what it leaves."""
+"""The study of `rectified prune`: tried on one batch, run, summarised, saved."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _details(plan: PrunePlan, state: State, architecture: Architecture) -> dict[
 
 
 def _place(config: PruneConfig) -> Callable[[Row], tuple[int, ...]]:
-    """Where a row stands: scores and arms in the order in which they were asked for."""
+    """The place of a row: scores and arms in the order in which they were asked for."""
     return lambda row: (
         config.score.index(row["score"]),
         config.ap.index(row["ap"]),

@@ -56,7 +56,7 @@ def dense_of(plan: PrunePlan, trial: Trial) -> Trial:
 
 @dataclass(frozen=True)
 class SeedData:
-    """What the trials of one seed share.
+    """The data that the trials of one seed share.
 
     Attributes:
         images: the splits.
@@ -139,7 +139,7 @@ def _quality(plan: PrunePlan, model: nn.Module, batches: Batches) -> dict[str, f
 
 
 def layer_rows(trial: Trial, cycle: Cycle, dead: DeadNeurons) -> list[dict[str, Any]]:
-    """What is kept in every layer, and how dead every site is, at the end of a trial."""
+    """Weights kept in every layer and dead neurons of every site, at the end of a trial."""
     kept = [
         {
             **trial.names,
