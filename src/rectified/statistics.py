@@ -208,18 +208,19 @@ def paired(
 ) -> Interval:
     """The mean over seeds of `metric` in one arm minus that in another, seed by seed.
 
-    Where an arm has several rows of a seed (several cycles), their mean counts.
+    Where an arm has several rows of a seed (several cycles), their mean counts; None is an
+    undefined number.
     """
     ours, theirs = _by_seed(rows, metric, arm), _by_seed(rows, metric, base)
     return interval(ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys()))
 
 
 def _by_seed(rows: Sequence[Row], metric: str, chosen: Callable[[Row], bool]) -> dict[int, float]:
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[float | None]] = {}
     for row in rows:
         if chosen(row):
             found.setdefault(row["seed"], []).append(row[metric])
-    return {seed: float(np.mean(values)) for seed, values in found.items()}
+    return {seed: float(np.mean(np.array(v, np.float64))) for seed, v in found.items()}
 
 
 def gaussian_distance(

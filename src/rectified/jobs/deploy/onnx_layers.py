@@ -7,17 +7,19 @@ into such a node, so the sum over layers is an upper bound of what the network t
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rectified.jobs.deploy.export import open_session
+from rectified.timing import Call, medians
+
 OPSET, IR_VERSION = 17, 8  # old enough for any onnxruntime of the last years
-SECONDS = 0.01  # of measurement for each layer
+SECONDS, ROUNDS = 0.01, 5  # of measurement for each layer
 
 
 def onnx_milliseconds(
@@ -36,25 +38,22 @@ def onnx_milliseconds(
     """
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     except ImportError:
         return {}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    found = {}
+    calls = {}
     for name, (layer, x) in _called(network, inputs).items():
         node = _node(layer, x)
-        if node is None:
-            continue
-        session = onnxruntime.InferenceSession(
-            _graph(onnx, node, layer, x).SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-        feed = {"x": x.numpy()}
-        time.sleep(quiet)
-        found[name] = _median(lambda session=session, feed=feed: session.run(None, feed))  # type: ignore[misc]
-    return found
+        if node is not None:
+            session = open_session(_graph(onnx, node, layer, x).SerializeToString())
+            calls[name] = partial(session.run, None, {"x": x.numpy()})
+    return {name: _milliseconds(call, quiet) for name, call in calls.items()}
+
+
+def _milliseconds(call: Call, quiet: float) -> float:
+    time.sleep(quiet)
+    times = medians({"layer": call}, rounds=ROUNDS, at_least=SECONDS / ROUNDS)
+    return 1000 * times["layer"]
 
 
 @torch.no_grad()
@@ -108,13 +107,3 @@ def _graph(onnx: Any, node: tuple[str, dict[str, Any]], layer: nn.Module, x: Ten
     )
     opset = [helper.make_opsetid("", OPSET)]
     return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
-
-
-def _median(call: Callable[[], object]) -> float:
-    call()
-    times: list[float] = []
-    while sum(times) < SECONDS or len(times) < 5:
-        before = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - before)
-    return 1000 * statistics.median(times)

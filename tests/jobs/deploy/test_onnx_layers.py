@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rectified.jobs import deploy_layers
-from rectified.jobs.deploy_layers import onnx_milliseconds
+from rectified.jobs.deploy import onnx_layers
+from rectified.jobs.deploy.onnx_layers import onnx_milliseconds
 
 
 def network() -> nn.Module:
@@ -37,10 +37,10 @@ def test_layers_with_a_node_of_their_own_are_timed() -> None:
 @torch.no_grad()
 def test_the_node_computes_what_the_layer_does() -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    called = deploy_layers._called(network(), example())
+    called = onnx_layers._called(network(), example())
     for name in ("0", "1", "6"):
         layer, x = called[name]
-        graph = deploy_layers._graph(onnx, deploy_layers._node(layer, x), layer, x)
+        graph = onnx_layers._graph(onnx, onnx_layers._node(layer, x), layer, x)
         session = onnxruntime.InferenceSession(graph.SerializeToString())
         (given,) = session.run(None, {"x": x.numpy()})
         torch.testing.assert_close(torch.from_numpy(given), layer(x), atol=1e-5, rtol=1e-5)

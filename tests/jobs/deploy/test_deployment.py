@@ -13,7 +13,6 @@ from torch import nn
 
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs.classifiers import recipe
 from rectified.jobs.deploy import Architecture, Deployment, deploy, load_lean
 from rectified.pruning import Snapshot, apply_, full_masks, magnitude, prune
 from rectified.runs import Run
@@ -24,12 +23,7 @@ CNN = Architecture("cnn", 10, 1, (8, 8), True)
 def pruned(architecture: Architecture, fraction: float = 0.97) -> nn.Module:
     """A network with lively norms, most of its weights dropped."""
     torch.manual_seed(0)
-    network = recipe(architecture.model).build(
-        num_classes=architecture.num_classes,
-        in_channels=architecture.in_channels,
-        image_size=architecture.image_size,
-        norm=architecture.norm,
-    )
+    network = architecture.build()
     network(torch.rand(64, architecture.in_channels, *architecture.image_size))
     masks = full_masks(network)
     state = network.state_dict()
@@ -150,7 +144,9 @@ def test_a_missing_description_is_a_users_mistake(folder: Run) -> None:
         load_lean(folder.path)
 
 
-def test_the_command_adds_deployment_to_results_and_report(tmp_path: Path) -> None:
+def test_the_command_adds_deployment_to_results_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     flags = ["--model", "cnn", "--cycles", "2", "--rate", "0.7", "--epochs", "1", "--seed", "0"]
     code = main(
@@ -158,7 +154,15 @@ def test_the_command_adds_deployment_to_results_and_report(tmp_path: Path) -> No
     )
     assert code == 0
     results = json.loads((out / "results.json").read_text())
-    assert set(results) == {"verb", "config", "environment", "rows", "summary", "deploy"}
+    assert set(results) == {
+        "verb",
+        "config",
+        "environment",
+        "rows",
+        "summary",
+        "verdicts",
+        "deploy",
+    }
     assert set(results["deploy"]) == {
         "bytes_dense",
         "bytes_lean",
@@ -167,5 +171,7 @@ def test_the_command_adds_deployment_to_results_and_report(tmp_path: Path) -> No
     }
     assert results["deploy"]["bytes_dense"] == (out / "model.safetensors").stat().st_size
     page = (out / "report.html").read_text()
-    assert "times smaller on disk" in page
+    for shown in (page, capsys.readouterr().out):
+        assert "times smaller on disk" in shown
+        assert "times the dense speed at batch 16" in shown
     assert "never fired on" in page
