@@ -66,13 +66,59 @@ def load_images(
         >>> data.channels, data.height, data.width, data.train.peak
         (1, 8, 8, 16)
     """
+    _check(seed, validation, image_size)
+    return _split(source, *_open(source, image_size), seed, limit, validation)
+
+
+class ImageSource:
+    """A source that is opened once, and whose pictures are decoded once, for many seeds.
+
+    Args:
+        source: as in `load_images`.
+        image_size: as there.
+
+    Example:
+        >>> source = ImageSource("digits")
+        >>> [len(source.load(seed=seed, limit=500).train) for seed in (0, 1)]
+        [500, 500]
+    """
+
+    def __init__(self, source: str, image_size: int | None = None) -> None:
+        self.source, self.image_size = source, image_size
+        self._opened: tuple[str, dict[str, Stored]] | None = None
+
+    def load(
+        self, *, seed: int = 0, limit: int | None = None, validation: float = 0.1
+    ) -> ImageData:
+        """What `load_images` returns.
+
+        Raises:
+            UserError: as there.
+        """
+        _check(seed, validation, self.image_size)
+        if self._opened is None:
+            name, stored = _open(self.source, self.image_size)
+            self._opened = name, {split: one.remembering() for split, one in stored.items()}
+        return _split(self.source, *self._opened, seed, limit, validation)
+
+
+def _check(seed: int, validation: float, image_size: int | None) -> None:
     if seed < 0:
         raise UserError(f"seed must be at least 0, got {seed}")
     if not 0 <= validation < 1:
         raise UserError(f"validation must be in [0, 1), got {validation}")
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size must be at least 1, got {image_size}")
-    name, stored = _open(source, image_size)
+
+
+def _split(
+    source: str,
+    name: str,
+    stored: dict[str, Stored],
+    seed: int,
+    limit: int | None,
+    validation: float,
+) -> ImageData:
     present = np.unique(stored["train"].labels)
     if len(present) < 2:
         raise UserError(f"{source} must hold at least two classes, got {present.tolist()}")
