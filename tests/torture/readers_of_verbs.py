@@ -24,7 +24,7 @@ from rectified.binary import STE, BinaryLinear, convert, load_packed, pack, save
 from rectified.cli import from_settings
 from rectified.data.points import read_points
 from rectified.flow.pairs import PairStore
-from rectified.jobs.flow import load_field
+from rectified.jobs.flow.networks import load_field
 from rectified.jobs.reports import combined
 from rectified.models import VelocityMLP, cnn
 from rectified.runs import read_config, read_results, write_config
@@ -36,7 +36,7 @@ from tests.torture.reader import Reader, parted, with_header, written
 _SETTINGS = {  # verb -> module of jobs, class of its settings, what checks them
     "binarize": ("binarize_settings", "BinarizeConfig", "resolve"),
     "scatter": ("scatter", "ScatterConfig", "resolve"),
-    "flow": ("flow_settings", "FlowConfig", "check"),
+    "flow": ("flow.settings", "FlowConfig", "resolve"),
     "diffusion": ("diffusion", "DiffusionConfig", "check"),
     "protein": ("protein_settings", "ProteinConfig", "resolve"),
 }
