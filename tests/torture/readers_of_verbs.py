@@ -37,7 +37,7 @@ _SETTINGS = {  # verb -> module of jobs, class of its settings, what checks them
     "binarize": ("binarize_settings", "BinarizeConfig", "resolve"),
     "scatter": ("scatter", "ScatterConfig", "resolve"),
     "flow": ("flow.settings", "FlowConfig", "resolve"),
-    "diffusion": ("diffusion", "DiffusionConfig", "check"),
+    "diffusion": ("diffusion.settings", "DiffusionConfig", "resolve"),
     "protein": ("protein_settings", "ProteinConfig", "resolve"),
 }
 
