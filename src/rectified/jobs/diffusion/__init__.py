@@ -4,20 +4,18 @@ On a data set this is a study of flows on a diffusion's path; on a pipeline (`--
 `rectified.jobs.pipeline`.
 """
 
-from rectified.jobs.diffusion.settings import DEFAULT, resolve
-from rectified.jobs.diffusion.study import check, study
-from rectified.jobs.flow import JOB as FLOW
-from rectified.jobs.flow import report
+from rectified.jobs import flow
+from rectified.jobs.diffusion import settings, study
 from rectified.jobs.job import Job, Report
 
 JOB = Job(
     verb="diffusion",
-    default=DEFAULT,
-    resolve=resolve,
-    check=check,
-    study=study,
-    report=Report("Diffusion report", report.subtitle, report.sections),
-    network=FLOW.network,
-    sampler=FLOW.sampler,
+    default=settings.DEFAULT,
+    resolve=settings.resolve,
+    check=study.check,
+    study=study.study,
+    report=Report("Diffusion report", flow.report.subtitle, flow.report.sections),
+    network=flow.JOB.network,
+    sampler=flow.JOB.sampler,
     variants={"pipeline": "rectified.jobs.pipeline:JOB"},
 )

@@ -5,8 +5,7 @@ form; a straight flow and its reflow stand beside it, at equal budget.
 """
 
 from rectified.jobs.diffusion.settings import DiffusionPlan
-from rectified.jobs.flow.study import check as check_flow
-from rectified.jobs.flow.study import study_all
+from rectified.jobs.flow import study as flows
 from rectified.jobs.job import Context, Findings
 
 
@@ -16,9 +15,9 @@ def check(plan: DiffusionPlan) -> DiffusionPlan:
     Raises:
         UserError: if the data cannot be read, or do not fit the settings.
     """
-    return plan.filled(tuple(check_flow(one) for one in plan.flows))
+    return plan.filled(tuple(flows.check(one) for one in plan.flows))
 
 
 def study(plan: DiffusionPlan, context: Context) -> Findings:
     """Train and measure every network that is not done."""
-    return study_all(plan.flows, context)
+    return flows.study_all(plan.flows, context)

@@ -15,6 +15,7 @@ from rectified.jobs.flow.plan import FlowPlan
 from rectified.jobs.flow.recipes import Stage
 from rectified.jobs.flow.tables import PATHS
 from rectified.jobs.flow.trial import Trial
+from rectified.jobs.job import Results
 from rectified.runs import Run
 from rectified.untrusted import check_shapes
 
@@ -126,3 +127,8 @@ def _loaded(about: Mapping[str, str], state: dict[str, Tensor]) -> nn.Module:
     network = build_network(about["model"], shape, classes, seed=0)
     network.load_state_dict(state)
     return network.eval()
+
+
+def network_of(results: Results) -> nn.Module:
+    """The network that a finished run is about."""
+    return load_field(results.folder / WEIGHTS)[0].module
