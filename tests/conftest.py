@@ -15,7 +15,7 @@ jaxtyping.install_import_hook("rectified", "beartype.beartype")
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Shapes and types are not checked, as for a user: wrong ones must meet our own words."""
+    """Shapes and types are not checked, as for a user, and where `torch.compile` looks through."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

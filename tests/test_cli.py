@@ -16,12 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rectified import __version__, cli, training
+from rectified import __version__, cli
 from rectified.cli import VERBS, from_settings, main
 from rectified.errors import UserError
 from rectified.jobs import prune_report
 from rectified.jobs.prune import PruneConfig
 from rectified.runs import read_config, read_results
+from rectified.training import loop
 
 FORK = multiprocessing.get_context("fork")
 FAST = [
@@ -386,10 +387,8 @@ def test_the_demo_replaces_what_an_earlier_one_left(monkeypatch, capsys):
 
 def test_quiet_prints_the_results_and_shows_no_progress(capsys, monkeypatch):
     shown = []
-    bar = training._bar
-    monkeypatch.setattr(
-        training, "_bar", lambda words, *a: (shown.append(words), bar(words, *a))[1]
-    )
+    bar = loop._bar
+    monkeypatch.setattr(loop, "_bar", lambda words, *a: (shown.append(words), bar(words, *a))[1])
     assert main([*FAST, "--out", "quiet", "--quiet"]) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -423,7 +422,7 @@ def _kill_at(writes):
 
 
 def _child(arguments, writes):
-    training._SAVE_EVERY_SECONDS = -1.0  # every epoch
+    loop._SAVE_EVERY_SECONDS = -1.0  # every epoch
     if writes is not None:
         _kill_at(writes)
     for number in (1, 2):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from rectified.cli import main
 from rectified.runs import read_results
 from rectified.training import FitConfig, classification, fit
-from tests.test_training import Noise, network
+from tests.training.material import Noise, network
 
 PRUNE = [
     "prune",
@@ -34,7 +34,7 @@ SIZES = (8, 5, 1)
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
-from test_training import Noise, images_network, network
+from training.material import Noise, images_network, network
 from rectified.cli import main
 from rectified.training import FitConfig, accelerator, classification, fit
 process = accelerator("cpu")

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from rectified.cli import from_settings, main
 from rectified.errors import UserError
+from rectified.inference.sparse import files as sparse_files
+from rectified.inference.sparse import load_sparse
 from rectified.jobs import deploy, prune_report
 from rectified.jobs.classifiers import load_weights
 from rectified.jobs.prune_settings import PruneConfig
 from rectified.jobs.reports import SECTIONS, combined
 from rectified.jobs.sweep_grid import points
-from rectified.pruning import load_sparse
-from rectified.pruning.sparse import files as sparse_files
 from rectified.report import Page, Section, Table, Text, render
 from rectified.runs import Run, load_tree, read_config, read_results, save_tree, write_text
 from tests.torture.fuzz import fuzz
@@ -276,7 +276,7 @@ def _grown(name):
 def sparse_file(path, entry):
     from safetensors.torch import save_file
 
-    about = {"format": sparse_files.FORMAT, "version": sparse_files.VERSION}
+    about = dict(sparse_files.HEADER)
     about["tensors"] = json.dumps({"w": {"dtype": "float32", "form": "gaps", **entry}})
     empty = {"w:gaps": torch.zeros(0, dtype=torch.uint8), "w:values": torch.zeros(0)}
     save_file(empty, path, about)

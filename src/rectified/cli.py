@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 from rectified import __version__
-from rectified.consent import check_consent, factories, folders
 from rectified.errors import UserError, choose
+from rectified.foreign import check_consent, factories, folders
 from rectified.jobs import JOBS, TOOLS, job_of, tool_of
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _do(verb: str, job: Job[Any, Any], options: RunOptions, config: Any) -> None
         writer=process.is_main_process,
     )
     if options.push_to_hub is not None:
-        from rectified.jobs.hub import check_repository, push_to_hub
+        from rectified.runs.hub import check_repository, push_to_hub
 
         check_repository(options.push_to_hub)
     if options.resume is not None and folder.finished and verb != "sweep":
@@ -213,7 +213,7 @@ def _tracked(options: RunOptions, folder: Run, config: Any) -> Any:
     if options.tracker is None or not folder.writer:
         yield
         return
-    from rectified.tracking import Tracker
+    from rectified.runs.tracker import Tracker
 
     settings = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
     with contextlib.closing(Tracker(options.tracker, folder.path, settings)) as tracker:

@@ -15,9 +15,10 @@ from rectified.jobs import prune_report
 from rectified.jobs.classifiers import build, plain_batches
 from rectified.jobs.prune import DEFAULT, DEMO, SCORES, PruneConfig, resolve
 from rectified.jobs.prune_study import summarise
-from rectified.jobs.statistics import Interval
-from rectified.pruning import ARMS, activate, scores
+from rectified.pruning import activate, scores
+from rectified.pruning.activate import ARMS
 from rectified.runs import read_json, read_results
+from rectified.statistics import Interval
 from rectified.training import classification_quality, evaluate
 
 FAST = "--limit 300 --epochs 2 --device cpu --quiet"
@@ -174,6 +175,28 @@ def test_every_score_runs_in_every_arm_to_the_same_density(tmp_path, model, caps
     norm = "cnn" in model
     assert ("note: a norm stands between weight and ReLU" in capsys.readouterr().out) == norm
     assert bool(read_json(tmp_path / "run" / "details.json")["notes"]) == norm
+
+
+class Largest(scores.Score):
+    """A toy: the largest weights of every layer go first, in two rounds."""
+
+    rounds = 2
+
+    def __call__(self, snapshot, /):
+        return {name: -snapshot.trained[name].abs() for name in snapshot.masks}
+
+
+@quick
+def test_a_row_in_the_table_is_all_that_the_command_line_needs_of_a_score(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCORES, "toy", lambda generator: Largest())
+    results = prune(tmp_path / "run", "--score toy,magnitude --ap off --cycles 2 --seed 0")
+    assert {row["score"] for row in results["rows"]} == {"toy", "magnitude"}
+    toy, magnitude = (of(results, score=name, cycle=2)[0] for name in ("toy", "magnitude"))
+    assert toy["density"] == magnitude["density"]
+    assert toy["accuracy"] < magnitude["accuracy"]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown score 'toy'; choose from magnitude, layer_"):
+        resolve(PruneConfig(score=("toy",)))
 
 
 def test_the_page_warns_where_a_norm_undoes_the_argument_of_ap(study):
@@ -368,9 +391,10 @@ def test_impossible_settings_are_refused_before_anything_happens(changes, messag
         resolve(PruneConfig(**changes))
 
 
-def test_every_score_and_arm_stands_in_the_help():
-    described = PruneConfig.__doc__
-    assert all(name in described for name in (*SCORES, *activate.ARMS))
+def test_every_score_and_arm_stands_in_the_help(capsys):
+    assert main(["prune", "--help"]) == 0
+    described = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert described >= {*SCORES, *activate.ARMS}
     assert PruneConfig() == DEFAULT
 
 

@@ -20,11 +20,11 @@ from rectified.errors import UserError
 from rectified.jobs import sweep_engines, sweep_report
 from rectified.jobs.prune_settings import PruneConfig
 from rectified.jobs.reports import combined
-from rectified.jobs.statistics import interval
 from rectified.jobs.sweep_engines import carry_out, check_cluster
 from rectified.jobs.sweep_grid import MOST_RUNS, points
 from rectified.jobs.sweep_runs import Outcome, Task, identity, work
 from rectified.runs import Run, read_config, read_results
+from rectified.statistics import interval
 
 
 @dataclass(frozen=True)

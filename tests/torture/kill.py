@@ -31,8 +31,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rectified import cli, training
+from rectified import cli
 from rectified.runs import read_results
+from rectified.training import loop
 from tests.torture import material
 
 VERBS = {  # a verb joins by a row: something of a few seconds
@@ -74,7 +75,7 @@ def child(arguments: list[str], folder: Path, jump: int | None, saves: float) ->
     for number in (1, 2):
         os.dup2(os.open(folder / f"child.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    training._SAVE_EVERY_SECONDS = saves
+    loop._SAVE_EVERY_SECONDS = saves
     if jump is not None:
         unsteady_clock(jump)
     is_small = material.small_proteins() if arguments[0] == "protein" else contextlib.nullcontext()

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rectified import runs
 from rectified.cli import from_settings
 from rectified.data import load_images
+from rectified.files import write_tensors
+from rectified.inference.sparse import load_sparse, save_sparse
 from rectified.jobs.classifiers import load_weights
 from rectified.jobs.deploy import load_lean
 from rectified.jobs.prune_settings import PruneConfig
 from rectified.jobs.reports import combined
 from rectified.jobs.sweep_grid import points
 from rectified.models import mlp
-from rectified.pruning import load_sparse, save_sparse
-from rectified.runs import load_tree, read_config, read_results, save_tree, write_config
+from rectified.runs import checkpoint, load_tree, read_config, read_results, save_tree, write_config
 from tests.torture.reader import Reader, written
 from tests.torture.readers_of_verbs import VERB_READERS
 
@@ -70,8 +70,8 @@ def _read_skeleton(path: Path) -> None:
     skeleton = path.read_bytes().decode("utf-8", "replace")
     tensors = {"t0": torch.arange(3.0)}
     made = path.with_suffix(".safetensors")
-    about = {"tree": skeleton, "sha256": runs._hash(skeleton, tensors)}
-    runs._write_tensors(made, tensors, about)
+    about = {"tree": skeleton, "sha256": checkpoint._hash(skeleton, tensors)}
+    write_tensors(made, tensors, about)
     load_tree(made)
 
 

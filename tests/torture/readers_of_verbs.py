@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from rectified.binary import STE, BinaryLinear, convert, load_packed, pack, save_packed
+from rectified.binary import STE, BinaryLinear, convert
 from rectified.cli import from_settings
 from rectified.data.points import read_points
 from rectified.flow.pairs import PairStore
+from rectified.inference.bits import load_packed, pack, save_packed
 from rectified.jobs.flow.networks import load_field
 from rectified.jobs.reports import combined
 from rectified.models import VelocityMLP, cnn

@@ -14,7 +14,10 @@ changes neither test nor validation.
 """
 
 import re
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -85,6 +88,7 @@ class ImageSource:
 
     def __init__(self, source: str, image_size: int | None = None) -> None:
         self.source, self.image_size = source, image_size
+        self._name = uuid4().hex
         self._opened: tuple[str, dict[str, Stored]] | None = None
 
     def load(
@@ -100,6 +104,15 @@ class ImageSource:
             name, stored = _open(self.source, self.image_size)
             self._opened = name, {split: one.remembering() for split, one in stored.items()}
         return _split(self.source, *self._opened, seed, limit, validation)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process is sent no pixels: it decodes for itself, and once."""
+        return _sent, (self.source, self.image_size, self._name)
+
+
+@lru_cache(maxsize=1)
+def _sent(source: str, image_size: int | None, _name: str) -> ImageSource:
+    return ImageSource(source, image_size)
 
 
 def _check(seed: int, validation: float, image_size: int | None) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from rectified import models
 from rectified.data import Augment, Batches, ImageData, Images
 from rectified.errors import UserError, choose
+from rectified.files import check_archive
 from rectified.training import evaluating, logits_of
-from rectified.untrusted import check_archive
 
 
 @dataclass(frozen=True)

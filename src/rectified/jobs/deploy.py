@@ -26,10 +26,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectified.errors import UserError
+from rectified.inference.compact import compaction, resize
+from rectified.inference.sparse import SparseModel, load_sparse, save_sparse, sparsify
 from rectified.jobs.classifiers import recipe
 from rectified.jobs.deploy_layers import onnx_milliseconds
-from rectified.pruning.compact import compaction, resize
-from rectified.pruning.sparse import SparseModel, load_sparse, save_sparse, sparsify
 from rectified.runs import Run, write_text
 from rectified.training import logits_of
 
@@ -129,7 +129,7 @@ def deploy(
 def load_lean(folder: Path, network: nn.Module | None = None) -> nn.Module:
     """The lean network of a run, in evaluation mode, as a plain module.
 
-    Pass it to `rectified.pruning.sparsify` to run it fast.
+    Pass it to `rectified.inference.sparsify` to run it fast.
 
     Args:
         folder: a run's folder with `lean.safetensors` and `lean.json`.

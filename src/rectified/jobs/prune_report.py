@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rectified.jobs import deploy_report
-from rectified.jobs.statistics import Interval, holm, interval, paired
 from rectified.report import (
     Code,
     Figure,
@@ -27,6 +26,7 @@ from rectified.report import (
     render,
 )
 from rectified.report.page import Cell
+from rectified.statistics import Interval, holm, interval, paired
 
 BASES = {"pro": "off_pro"}  # the arm of equal training, where it was run; else off
 NAMES = {

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from rectified.errors import UserError, choose
 from rectified.jobs.classifiers import recipe
-from rectified.jobs.options import Words, seed_list
-from rectified.pruning import activate, schedule, scores
+from rectified.jobs.options import Words, listing, seed_list
+from rectified.pruning import activate, schedule
 from rectified.pruning.cycle import Rewind, Stage
-from rectified.pruning.look_ahead import LookAhead
 from rectified.pruning.masks import droppable
+from rectified.pruning.scores import SCORES, Score, named_score
 from rectified.training import FitConfig
 
-SCORES: dict[str, Callable[[int], scores.Score]] = {
-    "magnitude": lambda seed: scores.magnitude,
-    "layer_magnitude": lambda seed: scores.magnitude,
-    "gradient": lambda seed: scores.Gradient(),
-    "snip": lambda seed: scores.SNIP(),
-    "grasp": lambda seed: scores.GraSP(),
-    "synflow": lambda seed: scores.SynFlow(),
-    "lamp": lambda seed: scores.lamp,
-    "lookahead": lambda seed: LookAhead(),
-    "movement": lambda seed: scores.Movement(),
-    "erk": lambda seed: scores.ERK(),
-    "random": lambda seed: scores.Random(torch.Generator().manual_seed(seed)),
-}
-LAYERWISE = ("layer_magnitude",)
 SCHEDULES = ("constant", "geometric", "cubic", "one_shot")
 
 
@@ -44,8 +30,6 @@ class PruneConfig:
         model: mlp, cnn, resnet20, resnet32, resnet56, vgg16, vgg19, vit, or module:factory.
         norm: whether the network has batch norms; `auto` is the model's habit.
         weights: checkpoint to start from (safetensors, or a plain state_dict).
-        score: pruning methods: magnitude, layer_magnitude, gradient, snip, grasp, synflow, lamp,
-            lookahead, movement, erk, random.
         ap: arms: off, lite, pro; controls: random, any_sign (as lite), off_pro (as pro).
         cycles: prunings, each followed by training.
         rate: share of the remaining weights that a cycle drops.
@@ -80,7 +64,7 @@ class PruneConfig:
     model: str = "mlp"
     norm: Literal["auto", "batch", "none"] = "auto"
     weights: str | None = None
-    score: Words = ("magnitude",)
+    score: Annotated[Words, listing("pruning methods: ", SCORES)] = ("magnitude",)
     ap: Words = ("off", "lite")
     cycles: int = 10
     rate: float = 0.2
@@ -198,6 +182,11 @@ def fit_config(config: PruneConfig) -> FitConfig:
     )
 
 
+def score_of(name: str, seed: int) -> Score:
+    """A score that draws what a seed decides, if it draws."""
+    return named_score(name, torch.Generator().manual_seed(seed))
+
+
 def stages_of(
     config: PruneConfig, score: str, ap: str, seed: int, layers: Sequence[str] | None
 ) -> list[Stage]:
@@ -209,11 +198,11 @@ def stages_of(
         return stages if ap == "lite" else [replace(stages[0], fraction=rate)]
     return activate.arm(
         ap,
-        SCORES[score](seed),
+        score_of(score, seed),
         rate,
         config.ap_rate,
         layers=layers,
-        scope="layer" if score in LAYERWISE else config.scope,
+        scope=config.scope,
         floor=config.floor,
         generator=torch.Generator().manual_seed(seed),
     )

@@ -25,14 +25,14 @@ from rectified.jobs.classifiers import (
 )
 from rectified.jobs.deploy import Architecture, Deployment, deploy
 from rectified.jobs.options import seed_list
-from rectified.jobs.prune_settings import SCORES, PruneConfig, fit_config, stages_of
+from rectified.jobs.prune_settings import PruneConfig, fit_config, score_of, stages_of
 from rectified.jobs.prune_training import Request, train_all
-from rectified.jobs.statistics import interval
 from rectified.pruning.activate import activation_scope, norms_before_relu
 from rectified.pruning.cycle import Cycle, Training, plan
 from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
 from rectified.pruning.masks import full_masks
 from rectified.runs import Run
+from rectified.statistics import interval
 from rectified.training import (
     accelerator,
     classification,
@@ -179,7 +179,7 @@ class Study:
 
     def dense(self, arm: Arm) -> Arm:
         """Whom `arm` shares the training of the dense network with; it is not pruned."""
-        watches = hasattr(SCORES[arm.score](arm.seed), "watch")
+        watches = score_of(arm.score, arm.seed).watches
         return Arm(arm.seed, arm.score if watches else self.config.score[0], "dense")
 
     def plan(self, arm: Arm, data: SeedData) -> Plan:

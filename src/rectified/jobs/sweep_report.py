@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rectified.jobs.statistics import Interval, holm, interval, paired
 from rectified.report import (
     Code,
     Figure,
@@ -27,6 +26,7 @@ from rectified.report import (
     lines,
     render,
 )
+from rectified.statistics import Interval, holm, interval, paired
 
 AVERAGED = ("seed", "run")  # columns that are no part of what a row is about
 UNTOLD = ("seconds",)  # measured, but not what a sweep is for

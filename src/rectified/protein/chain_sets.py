@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from rectified.errors import UserError
+from rectified.files import check_archive
 from rectified.protein.chains import Chain
 from rectified.protein.geometry import peptide_bonds
 from rectified.protein.structure_files import ChainRules, ChainSet, read_folder, read_structure
-from rectified.untrusted import check_archive
 
 _REQUIRED = ("coords", "length", "name")
 _BONDED = (1.2, 1.5)

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from rectified.errors import UserError
+from rectified.files import check_archive, with_no_weights
 from rectified.protein.model import FlowModel, ModelSizes
-from rectified.untrusted import check_archive, with_no_weights
 
 PREFIX = "model."
 SIZES_KEY = "sizes"  # of the metadata in a safetensors file

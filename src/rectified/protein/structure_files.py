@@ -25,10 +25,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rectified.errors import UserError
+from rectified.files import check_gzip
 from rectified.protein.chains import Chain
 from rectified.protein.folds import library
 from rectified.protein.frames import ATOMS
-from rectified.untrusted import check_gzip
 
 SUFFIXES = tuple(
     kind + packing for kind in (".pdb", ".ent", ".cif", ".mmcif") for packing in ("", ".gz")

@@ -7,16 +7,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from rectified.errors import UserError
-from rectified.flow import (
-    Discrete,
-    FlowMatching,
-    PairStore,
-    Phased,
-    element_huber,
-    noise_like,
-    predictions,
-    squared,
-)
+from rectified.flow import Discrete, FlowMatching, PairStore, Phased, noise_like, predictions
 from rectified.flow.diffusers import (
     Budget,
     InPieces,
@@ -31,6 +22,7 @@ from rectified.flow.diffusers import (
     solve,
     trained_unet,
 )
+from rectified.flow.losses import element_huber, squared
 from rectified.training import FitConfig, fit
 from tests.flow.diffusers import tiny
 from tests.flow.diffusers.tiny import PROMPTS
@@ -290,15 +282,15 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(known, store):
         def save(self, state):
             self.state = state
 
-    import rectified.training as training
+    from rectified.training import loop
 
     kept, whole = Kept(), trained()
-    before, training._SAVE_EVERY_SECONDS = training._SAVE_EVERY_SECONDS, 0.0
+    before, loop._SAVE_EVERY_SECONDS = loop._SAVE_EVERY_SECONDS, 0.0
     try:
         trained(stop=1, store=kept)
         torch.testing.assert_close(trained(store=kept), whole)
     finally:
-        training._SAVE_EVERY_SECONDS = before
+        loop._SAVE_EVERY_SECONDS = before
 
 
 def test_lora_trains_few_weights_and_is_added_at_the_end(known, store, tmp_path, noise):

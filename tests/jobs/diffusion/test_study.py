@@ -1,6 +1,7 @@
 """`rectified diffusion` on networks of our own: arms, forms, warnings, and how it goes on."""
 
 import math
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from rectified import flow
 from rectified.cli import from_settings, main
+from rectified.flow.losses import LOSSES
+from rectified.flow.paths import PATHS
 from rectified.jobs.diffusion import settings as diffusion
 from rectified.jobs.diffusion.settings import (
     DEFAULT,
@@ -16,7 +19,7 @@ from rectified.jobs.diffusion.settings import (
     resolve,
     straight,
 )
-from rectified.jobs.flow import tables, trial
+from rectified.jobs.flow import trial
 from rectified.jobs.flow.networks import load_field
 from rectified.jobs.job import open_run
 from rectified.runs import FileStore, read_config, read_json, read_results, write_config
@@ -118,7 +121,7 @@ def test_the_kept_network_is_the_rectified_one(study):
     folder, _ = study
     field, about = load_field(folder / "model.safetensors")
     assert (about["recipe"], about["path"], about["predict"]) == ("rd", "vp_linear", "v_prediction")
-    assert field.path is flow.vp_linear
+    assert field.path is flow.paths.vp_linear
     assert load_field(folder / "first.safetensors")[1]["recipe"] == "diffusion"
     assert (folder / "samples.png").stat().st_size > 100
     assert not (folder / "checkpoint").exists()
@@ -180,12 +183,13 @@ def test_every_form_runs(tmp_path, form):
     assert {row["distance_name"] for row in results["rows"]} == {"w2"}
 
 
-def test_every_form_is_among_those_that_run():
+def test_every_form_is_among_those_that_run(capsys):
     paths, predictions, losses = (set(words) for words in zip(*FORMS, strict=True))
-    assert paths == set(tables.PATHS) - {"straight"}
+    assert paths == set(PATHS) - {"straight"}
     assert predictions == set(diffusion.FORMS)
-    assert losses == {"auto", *tables.LOSSES}
-    words = diffusion.DiffusionConfig.__doc__
+    assert losses == {"auto", *LOSSES}
+    assert main(["diffusion", "--help"]) == 0
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
     assert all(name in words for name in (*paths, *predictions, *(losses - {"norm"})))
 
 
@@ -194,8 +198,8 @@ def test_noise_is_compared_as_the_target_that_it_implies():
     assert as_flow(DiffusionConfig(predict="noise")).reflow_loss == "target_huber"
     assert as_flow(DiffusionConfig(predict="noise", loss="squared")).reflow_loss == "squared"
     assert as_flow(DEFAULT).loss == "squared"  # the first model's own
-    (term,) = tables.LOSSES["target_huber"]
-    assert (term.loss, term.space) == (flow.element_huber, "target")
+    (term,) = LOSSES["target_huber"]()
+    assert (term.loss, term.space) == (flow.losses.element_huber, "target")
 
 
 @quick

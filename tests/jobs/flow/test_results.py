@@ -13,12 +13,12 @@ from scipy import stats
 
 from rectified import flow
 from rectified.cli import main
+from rectified.files import write_text
 from rectified.jobs.flow import JOB
 from rectified.jobs.flow.comparisons import RATIO, verdicts
 from rectified.jobs.flow.data import FlowData
 from rectified.jobs.flow.networks import load_field
 from rectified.jobs.job import open_run
-from rectified.runs import write_text
 from tests.jobs.flow.running import of
 
 RESULTS = ["verb", "config", "environment", "rows", "summary"]

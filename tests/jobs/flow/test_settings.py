@@ -8,14 +8,14 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from rectified import flow
 from rectified.cli import from_settings, main
 from rectified.errors import UserError
 from rectified.flow import Discrete
+from rectified.flow.losses import LOSSES
+from rectified.flow.times import exponential, u_shaped, uniform
 from rectified.jobs.flow.plan import usual_budget
 from rectified.jobs.flow.recipes import RECIPES, Recipe
 from rectified.jobs.flow.settings import DEFAULT, FlowConfig, resolve
-from rectified.jobs.flow.tables import LOSSES
 from rectified.runs import read_config, write_config
 
 
@@ -81,15 +81,15 @@ def test_every_network_starts_at_one_that_was_trained_before():
 def test_recipes_differ_in_times_and_loss():
     given = FlowConfig(recipe=("2rf", "2rf++"), loss="huber", rounds=2, distil=True)
     first, plain, better, *one_step = (stage.recipe for stage in resolve(given).stages)
-    assert (first.times, first.terms) == (flow.uniform, LOSSES["huber"])
-    assert (plain.times, plain.terms) == (flow.uniform, LOSSES["huber"])
-    assert (better.times, better.is_perceptual) == (flow.u_shaped, True)
+    assert (first.times, first.terms) == (uniform, LOSSES["huber"]())
+    assert (plain.times, plain.terms) == (uniform, LOSSES["huber"]())
+    assert (better.times, better.is_perceptual) == (u_shaped, True)
     assert [recipe.times for recipe in one_step] == [Discrete(1), Discrete(1)]
     assert [recipe.is_distilled for recipe in one_step] == [True, True]
     own = replace(given, reflow_times="exponential", reflow_loss="norm")
     first, plain, better, *_ = (stage.recipe for stage in resolve(own).stages)
-    assert (first.terms, plain.terms) == (LOSSES["huber"], LOSSES["norm"])
-    assert (plain.times, better.times) == (flow.exponential, flow.exponential)
+    assert (first.terms, plain.terms) == (LOSSES["huber"](), LOSSES["norm"]())
+    assert (plain.times, better.times) == (exponential, exponential)
     assert better.terms == RECIPES["2rf++"].terms
     assert Recipe("2rf") == RECIPES["2rf"]
 

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 
 from rectified import flow
-from rectified.jobs.flow import measuring, tables
+from rectified.cli import main
+from rectified.errors import UserError
+from rectified.flow.losses import LOSSES
+from rectified.flow.paths import PATHS, VPLinear
+from rectified.flow.solvers import SOLVERS
+from rectified.flow.times import TIMES
+from rectified.jobs.flow import measuring
 from rectified.jobs.flow.recipes import RECIPES
-from rectified.jobs.flow.settings import DEFAULT, FlowConfig
+from rectified.jobs.flow.settings import COUPLINGS, DEFAULT, FlowConfig, resolve
 from rectified.runs import read_json
 from tests.jobs.flow.running import of, run
 
@@ -40,21 +46,33 @@ def test_every_word_runs(tmp_path, words):
 
 def test_every_word_is_among_those_that_run():
     known = (
-        tables.TIMES,
-        tables.LOSSES,
-        tables.SOLVERS,
-        tables.PATHS,
+        TIMES,
+        LOSSES,
+        SOLVERS,
+        PATHS,
         flow.PREDICTIONS,
     )
     for used, table in zip(zip(*WORDS, strict=True), known, strict=True):
         assert set(used) == set(table)
 
 
-def test_every_word_stands_in_the_help():
-    described = FlowConfig.__doc__
-    named = [*tables.TIMES, *tables.LOSSES, *tables.SOLVERS]
-    named += [*tables.PATHS, *flow.PREDICTIONS, *RECIPES]
-    assert all(name in described for name in (*named, *tables.COUPLINGS))
+@quick
+def test_a_row_in_the_table_is_all_that_the_job_needs_of_a_path(tmp_path, monkeypatch):
+    monkeypatch.setitem(PATHS, "toy", VPLinear(0.1, 5.0))
+    results = run(tmp_path / "run", "--path toy --predict v_prediction")
+    assert results["config"]["path"] == "toy"
+    assert len(results["rows"]) > 0
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown path 'toy'; choose from straight, vp_cosine"):
+        resolve(FlowConfig(path="toy"))
+
+
+def test_every_word_stands_in_the_help(capsys):
+    assert main(["flow", "--help"]) == 0
+    described = set(re.findall(r"[\w+]+", capsys.readouterr().out))
+    named = [*TIMES, *LOSSES, *SOLVERS]
+    named += [*PATHS, *flow.PREDICTIONS, *RECIPES]
+    assert all(name in described for name in (*named, *COUPLINGS))
     assert FlowConfig() == DEFAULT
 
 

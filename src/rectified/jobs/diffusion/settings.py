@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from rectified.errors import choose
+from rectified.flow.losses import LOSSES
+from rectified.flow.paths import PATHS
 from rectified.jobs.flow import settings as flows
 from rectified.jobs.flow.plan import FlowPlan
 from rectified.jobs.flow.settings import FlowConfig
-from rectified.jobs.flow.tables import LOSSES, PATHS
-from rectified.jobs.options import Numbers, check_minima
+from rectified.jobs.options import Numbers, check_minima, listing
 
 FORMS = ("v_prediction", "noise", "target", "edm")
 BASE, RECTIFIED = "diffusion", "rd"
+
+
+def curved_paths() -> list[str]:
+    """The names of the paths of diffusion models."""
+    return [name for name, path in PATHS.items() if not path.is_straight]
+
+
+_PATH = "the diffusion's, Stable Diffusion's being scaled_linear: "
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,6 @@ class DiffusionConfig:
     Attributes:
         data: digits, a folder or hub name of images, or points as for `rectified flow`.
         limit: use at most this many training examples.
-        path: vp_linear, vp_cosine, sub_vp, edm, ddpm, scaled_linear (Stable Diffusion's).
         predict: v_prediction, noise, target, edm.
         loss: of the rectification: auto (squared error of the prediction; for noise, the
             reference code's pseudo-Huber on the target), or squared, huber, target_huber,
@@ -53,7 +61,7 @@ class DiffusionConfig:
 
     data: str = "digits"
     limit: int | None = None
-    path: str = "vp_linear"
+    path: Annotated[str, listing(_PATH, curved_paths())] = "vp_linear"
     predict: str = "v_prediction"
     loss: str = "auto"
     phases: int = 1
@@ -107,7 +115,7 @@ def resolve(config: DiffusionConfig) -> DiffusionPlan:
     Raises:
         UserError: for a word that is not known or no form of a diffusion, or an impossible number.
     """
-    choose("path", config.path, [name for name in PATHS if name != "straight"])
+    choose("path", config.path, curved_paths())
     choose("prediction", config.predict, list(FORMS))
     check_minima(config, {"phases": 1, "rectify_updates": 1})
     if config.loss != "auto":

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rectified.jobs import statistics
-from rectified.jobs.statistics import Interval, Verdict, interval
+from rectified import statistics
+from rectified.statistics import Interval, Verdict, interval
 
 Row = Mapping[str, Any]
 Arm = tuple[str, int]  # recipe, round

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rectified.jobs.statistics import Interval
 from rectified.report import Figure, Series, bars, lines
 from rectified.report.drawing import COLOURS, Drawing, Sheet, figure
+from rectified.statistics import Interval
 
 _LEAST = 1e-12  # of a distance, so that its logarithm is finite
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rectified import flow
 from rectified.flow import Field
+from rectified.flow.solvers import SOLVERS
 from rectified.jobs.flow.plan import FlowPlan
 from rectified.jobs.flow.recipes import Stage
-from rectified.jobs.flow.tables import SOLVERS
 from rectified.jobs.flow.trial import Trial
 
 Row = dict[str, Any]

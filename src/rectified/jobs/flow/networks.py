@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from rectified import flow, models
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
+from rectified.files import check_shapes
 from rectified.flow import Field
+from rectified.flow.paths import PATHS
 from rectified.jobs.flow.plan import FlowPlan
 from rectified.jobs.flow.recipes import Stage
-from rectified.jobs.flow.tables import PATHS
 from rectified.jobs.flow.trial import Trial
 from rectified.jobs.job import Results
 from rectified.runs import Run
-from rectified.untrusted import check_shapes
 
 WEIGHTS, DISTILLED, FIRST_WEIGHTS = (
     "model.safetensors",
@@ -116,8 +116,7 @@ def load_field(path: Path) -> tuple[Field, dict[str, str]]:
             _loaded(about, state), PATHS[about["path"]], flow.PREDICTIONS[about["predict"]]
         ), about
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is damaged or no flow of ours ({reason})") from error
+        raise UserError(f"{path} is damaged or no flow of ours ({first_line(error)})") from error
 
 
 def _loaded(about: Mapping[str, str], state: dict[str, Tensor]) -> nn.Module:

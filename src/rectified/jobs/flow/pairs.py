@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rectified import flow
 from rectified.flow import Field, PairStore
+from rectified.flow.solvers import SOLVERS
 from rectified.jobs.flow.plan import FlowPlan
 from rectified.jobs.flow.recipes import Stage
-from rectified.jobs.flow.tables import SOLVERS
 from rectified.jobs.flow.trial import Trial
 from rectified.runs import CHECKPOINT
 

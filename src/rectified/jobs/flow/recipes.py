@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from rectified import flow
 from rectified.flow import Discrete, Term
-from rectified.flow.times import TimeDistribution
-from rectified.jobs.flow.tables import LOSSES, TIMES
+from rectified.flow.losses import LOSSES
+from rectified.flow.times import TIMES, TimeDistribution
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Recipe:
     """
 
     name: str
-    times: TimeDistribution = flow.uniform
-    terms: tuple[Term, ...] = LOSSES["squared"]
+    times: TimeDistribution = TIMES["uniform"]
+    terms: tuple[Term, ...] = LOSSES["squared"]()
     is_perceptual: bool = False
     is_distilled: bool = False
     phases: int = 1
@@ -44,7 +44,7 @@ class Recipe:
 
 RECIPES = {
     "2rf": Recipe("2rf"),
-    "2rf++": Recipe("2rf++", flow.u_shaped, flow.rfpp_terms(None), is_perceptual=True),
+    "2rf++": Recipe("2rf++", TIMES["u_shaped"], flow.rfpp_terms(None), is_perceptual=True),
     "rd": Recipe("rd"),  # plain, as `rectified diffusion` calls it
 }
 PLAIN, FIRST, PHASED = "2rf", "1rf", "phased"
@@ -69,7 +69,9 @@ def reflow_recipes(
 
 def _adapted(recipe: Recipe, times: str | None, loss: str) -> Recipe:
     law = recipe.times if times is None else TIMES[times]
-    return replace(recipe, times=law, terms=recipe.terms if recipe.is_perceptual else LOSSES[loss])
+    return replace(
+        recipe, times=law, terms=recipe.terms if recipe.is_perceptual else LOSSES[loss]()
+    )
 
 
 @dataclass(frozen=True)

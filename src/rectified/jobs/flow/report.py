@@ -18,10 +18,10 @@ from rectified.jobs.flow.comparisons import (
     verdicts,
 )
 from rectified.jobs.job import Results
-from rectified.jobs.statistics import Interval, interval
 from rectified.report import Column, Section, Table, Text
 from rectified.report import Verdict as Card
 from rectified.report.page import EN_DASH
+from rectified.statistics import Interval, interval
 
 Row = Mapping[str, Any]
 Line = tuple[Arm, str]  # a flow and a solver

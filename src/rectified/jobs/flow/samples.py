@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rectified import flow
 from rectified.errors import UserError
+from rectified.files import atomic
 from rectified.flow import Field
 from rectified.jobs.flow.data import FlowData
 from rectified.jobs.flow.networks import DISTILLED, WEIGHTS, load_field
@@ -20,7 +21,6 @@ from rectified.jobs.flow.trial import Trial
 from rectified.jobs.job import Results
 from rectified.jobs.options import seed_list
 from rectified.jobs.pictures import save_grid, save_points
-from rectified.runs import atomic
 from rectified.training import choose_device
 
 _PICTURED = 256  # images in samples.png

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from rectified import flow
 from rectified.errors import UserError, choose
+from rectified.flow.couplings import Coupling, Source
+from rectified.flow.losses import LOSSES
+from rectified.flow.paths import PATHS
+from rectified.flow.solvers import SOLVERS
+from rectified.flow.times import TIMES
 from rectified.jobs.flow.data import FlowData, is_points
 from rectified.jobs.flow.plan import POINTS, FlowPlan, Solvers
 from rectified.jobs.flow.recipes import FIRST, RECIPES, Recipe, reflow_recipes, stages
-from rectified.jobs.flow.tables import COUPLINGS, LOSSES, PATHS, SOLVERS, TIMES
-from rectified.jobs.options import Numbers, Words, check_minima, seed_list
+from rectified.jobs.options import Numbers, Words, check_minima, listing, seed_list
 
+COUPLINGS: dict[str, Callable[[Source], Coupling]] = {
+    "independent": flow.Independent,
+    "ot": flow.MinibatchOT,
+    "sinkhorn": flow.Sinkhorn,
+    "class_ot": lambda source: flow.WithinClass(flow.MinibatchOT(source)),
+}
 MODELS = ("mlp", "resmlp", "unet", "dit")
 _MINIMA = {
     **dict.fromkeys(("rounds", "pair_steps", "updates", "reflow_updates", "batch_size"), 1),
@@ -22,6 +33,10 @@ _MINIMA = {
     "samples": 2,  # a distribution cannot be seen in one point
     "limit": 2,
 }
+_SOLVER = (
+    "of the samples: auto (euler, natural_euler off the straight path; renoise beside it where it "
+    "is safe), or "
+)
 
 
 @dataclass(frozen=True)
@@ -39,18 +54,12 @@ class FlowConfig:
         control: train plain 2rf beside 2rf++, to see the difference.
         rounds: flows in all: the first, and its reflows.
         distil: train a one-step network on the last pairs of each recipe too, as its own artefact.
-        path: straight, vp_cosine, vp_linear, sub_vp, edm, ddpm, scaled_linear.
-        predict: velocity, v_prediction, noise, target, score, edm.
         couple: of the first flow: independent, ot (the best within a batch), sinkhorn (nearly), or
             class_ot (the best within a class).
-        times: law of the first flow: uniform, u_shaped, logit_normal, exponential, edm_lognormal,
-            source_mass.
         reflow_times: the same for plain reflow; rf++ has u_shaped, unless this names another.
         loss: squared, norm, huber; target_huber and target_squared compare targets.
         reflow_loss: the same for plain reflow; that of the first flow by default.
         inverted: share of the pairs of a reflow that are real data with their inverted noise.
-        solver: of the samples: auto (euler, natural_euler off the straight path; renoise beside it
-            where it is safe), or euler, midpoint, heun, rk4, natural_euler, exponential2, renoise.
         steps: at which numbers of steps flows are measured.
         model: mlp, resmlp, unet or dit; by the data if auto.
         conditional: give the network the class labels (images).
@@ -79,15 +88,15 @@ class FlowConfig:
     control: bool = True
     rounds: int = 2
     distil: bool = False
-    path: str = "straight"
-    predict: str = "velocity"
+    path: Annotated[str, listing("", PATHS)] = "straight"
+    predict: Annotated[str, listing("", flow.PREDICTIONS)] = "velocity"
     couple: str = "independent"
-    times: str = "uniform"
+    times: Annotated[str, listing("law of the first flow: ", TIMES)] = "uniform"
     reflow_times: str | None = None
     loss: str = "squared"
     reflow_loss: str | None = None
     inverted: float = 0.0
-    solver: str = "auto"
+    solver: Annotated[str, listing(_SOLVER, SOLVERS)] = "auto"
     steps: Numbers = (1, 2, 4, 8, 50)
     model: Literal["auto", "mlp", "resmlp", "unet", "dit"] = "auto"
     conditional: bool = False
@@ -140,7 +149,7 @@ def resolve(config: FlowConfig, *, first: str = FIRST, phases: int = 1) -> FlowP
         coupling=COUPLINGS[config.couple],
         solvers=Solvers(plain if is_open else config.solver, tries_renoise=is_open),
         stages=stages(
-            Recipe(first, TIMES[config.times], LOSSES[config.loss]),
+            Recipe(first, TIMES[config.times], LOSSES[config.loss]()),
             reflow_recipes(
                 config.recipe,
                 has_control=config.control,

@@ -15,7 +15,8 @@ from rectified.jobs.flow.pairs import make_pairs, with_inverted
 from rectified.jobs.flow.plan import FlowPlan
 from rectified.jobs.flow.recipes import Recipe, Stage
 from rectified.jobs.flow.trial import Trial
-from rectified.training import Objective, evaluating, fit
+from rectified.networks import evaluating
+from rectified.training import Objective, fit
 
 HELD_OUT = 1000  # pairs that a reflow is not trained on, at most a tenth
 

@@ -19,7 +19,7 @@ from rectified import flow
 from rectified.flow import Field, diffusers
 from rectified.flow.diffusers import Budget
 from rectified.jobs.pipeline.settings import TEACHER, PipelinePlan
-from rectified.training import evaluating
+from rectified.networks import evaluating
 
 Row = dict[str, Any]
 
