@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rectified.jobs.flow_data import load_transfer
 
 from rectified import flow
 from rectified.cli import main
 from rectified.jobs import sample as job
 from rectified.jobs.flow import load_field
-from rectified.jobs.flow_data import load_transfer
 from tests.jobs.conftest import quick_studies
 
 FAST = (

@@ -25,7 +25,7 @@ from rectified.cli import from_settings
 from rectified.data.points import read_points
 from rectified.flow.pairs import PairStore
 from rectified.inference.bits import load_packed, pack, save_packed
-from rectified.jobs.flow import load_field
+from rectified.jobs.flow.networks import load_field
 from rectified.jobs.reports import combined
 from rectified.models import VelocityMLP, cnn
 from rectified.runs import read_config, read_results, write_config
@@ -37,8 +37,8 @@ from tests.torture.reader import Reader, parted, with_header, written
 _SETTINGS = {  # verb -> module of jobs, class of its settings, what checks them
     "binarize": ("binarize_settings", "BinarizeConfig", "resolve"),
     "scatter": ("scatter", "ScatterConfig", "resolve"),
-    "flow": ("flow_settings", "FlowConfig", "check"),
-    "diffusion": ("diffusion", "DiffusionConfig", "check"),
+    "flow": ("flow.settings", "FlowConfig", "resolve"),
+    "diffusion": ("diffusion.settings", "DiffusionConfig", "resolve"),
     "protein": ("protein_settings", "ProteinConfig", "resolve"),
 }
 

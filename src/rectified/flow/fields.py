@@ -58,6 +58,18 @@ class Field:
                 f"guidance needs a condition: give labels, or guidance 1 (got {self.guidance:g})"
             )
 
+    @property
+    def module(self) -> nn.Module:
+        """The network, where it is one that has weights.
+
+        Raises:
+            UserError: if it is another callable.
+        """
+        if not isinstance(self.network, nn.Module):
+            kind = type(self.network).__name__
+            raise UserError(f"the flow's network must be an nn.Module, got {kind}")
+        return self.network
+
     def given(self, labels: Int64[Tensor, " batch"] | None, guidance: float = 1.0) -> Field:
         """The same field under these conditions."""
         return replace(self, labels=labels, guidance=guidance)

@@ -329,11 +329,7 @@ def reflow(
             f"pairs must be as many source as target points of one shape, got "
             f"{tuple(pairs[0].shape)} and {tuple(pairs[1].shape)}"
         )
-    if not isinstance(field.network, nn.Module):
-        raise UserError(
-            f"the flow's network must be an nn.Module, got {type(field.network).__name__}"
-        )
-    network = deepcopy(field.network)
+    network = deepcopy(field.module)
     draws = Draws(pairs, size=min(batch_size, len(pairs[0])), updates=updates, seed=config.seed)
     fit(network, objective, draws, config, hooks=hooks, store=store, progress=progress)
     return Field(network.eval(), objective.path, objective.predicts)

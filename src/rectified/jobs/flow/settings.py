@@ -1,25 +1,38 @@
-"""What `rectified flow` can be told, and what the words mean."""
+"""The settings of `rectified flow`, and the plan that they mean."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from rectified import flow
 from rectified.errors import UserError, choose
+from rectified.flow.couplings import Coupling, Source
 from rectified.flow.losses import LOSSES
 from rectified.flow.paths import PATHS
 from rectified.flow.solvers import SOLVERS
 from rectified.flow.times import TIMES
-from rectified.jobs.options import Numbers, Words, listing, seed_list
-from rectified.training import FitConfig
+from rectified.jobs.flow.data import FlowData, is_points
+from rectified.jobs.flow.plan import POINTS, FlowPlan, Solvers
+from rectified.jobs.flow.recipes import FIRST, RECIPES, Recipe, reflow_recipes, stages
+from rectified.jobs.options import Numbers, Words, check_minima, listing, seed_list
 
-RECIPES = ("2rf", "2rf++", "rd")  # rd: plain, as `rectified diffusion` calls it
-COUPLINGS = ("independent", "ot", "sinkhorn", "class_ot")
+COUPLINGS: dict[str, Callable[[Source], Coupling]] = {
+    "independent": flow.Independent,
+    "ot": flow.MinibatchOT,
+    "sinkhorn": flow.Sinkhorn,
+    "class_ot": lambda source: flow.WithinClass(flow.MinibatchOT(source)),
+}
 MODELS = ("mlp", "resmlp", "unet", "dit")
-RENOISE_STEPS = range(2, 9)  # where rf++'s update was seen to help
-RENOISE_GAP = 0.02  # the largest first-order gap at which it is safe
+_MINIMA = {
+    **dict.fromkeys(("rounds", "pair_steps", "updates", "reflow_updates", "batch_size"), 1),
+    "image_size": 1,
+    "pairs": 10,  # of which one is held out
+    "samples": 2,  # a distribution cannot be seen in one point
+    "limit": 2,
+}
 _SOLVER = (
     "of the samples: auto (euler, natural_euler off the straight path; renoise beside it where it "
     "is safe), or "
@@ -107,57 +120,52 @@ class FlowConfig:
 
 DEFAULT = FlowConfig()
 
-# what is measured to suffice (points: 3x64 perceptron; images: residual perceptron or U-Net)
-_POINTS: dict[str, Any] = {
-    "updates": 5000,
-    "reflow_updates": 5000,
-    "batch_size": 256,
-    "learning_rate": 3e-3,
-    "pairs": 50_000,
-    "samples": 2000,
-}
-_IMAGES: dict[str, Any] = {
-    "updates": 6000,
-    "reflow_updates": 3000,
-    "batch_size": 128,
-    "learning_rate": 2e-3,
-    "pairs": 20_000,
-    "samples": 5000,
-}
-_LARGE: dict[str, Any] = _IMAGES | {
-    "updates": 20_000,
-    "reflow_updates": 10_000,
-    "learning_rate": 2e-4,
-}
-SMALL_IMAGE = 256  # numbers an image up to which a perceptron is enough
 
-
-def resolve(config: FlowConfig, *, shape: tuple[int, ...]) -> FlowConfig:
-    """Fill in what the data decides.
+def resolve(config: FlowConfig, *, first: str = FIRST, phases: int = 1) -> FlowPlan:
+    """What the settings mean; what is left to the data stays open in `config`.
 
     Args:
-        config: checked.
-        shape: of one point or image.
-    """
-    size = 1
-    for side in shape:
-        size *= side
-    is_points = len(shape) == 1
-    defaults = _POINTS if is_points else _IMAGES if size <= SMALL_IMAGE else _LARGE
-    filled = {name: v for name, v in defaults.items() if getattr(config, name) is None}
-    if config.model == "auto":
-        filled["model"] = "mlp" if is_points else "resmlp" if size <= SMALL_IMAGE else "unet"
-    filled["steps"] = tuple(dict.fromkeys(config.steps))  # a number named twice is measured once
-    return replace(config, **filled)
-
-
-def check(config: FlowConfig) -> None:
-    """See that names are known and numbers possible.
+        config: of flows.
+        first: what the flow of round 1 is called in rows.
+        phases: of phased rectification, trained beside the rest from the first flow; 1 for none.
 
     Raises:
-        UserError: if not.
+        UserError: for a word that is not known, or a number that is impossible.
     """
-    seed_list(config.seeds, config.seed)
+    seeds = seed_list(config.seeds, config.seed)
+    _check_words(config)
+    _check_numbers(config)
+    _check_together(config)
+    _check_kind(config)
+    path = PATHS[config.path]
+    plain = "euler" if path.is_straight else "natural_euler"
+    is_open = config.solver == "auto"
+    return FlowPlan(
+        config=config,
+        seeds=seeds,
+        steps=tuple(dict.fromkeys(config.steps)),  # a number named twice is measured once
+        path=path,
+        predicts=flow.PREDICTIONS[config.predict],
+        coupling=COUPLINGS[config.couple],
+        solvers=Solvers(plain if is_open else config.solver, tries_renoise=is_open),
+        stages=stages(
+            Recipe(first, TIMES[config.times], LOSSES[config.loss]()),
+            reflow_recipes(
+                config.recipe,
+                has_control=config.control,
+                times=config.reflow_times,
+                loss=config.reflow_loss or config.loss,
+            ),
+            rounds=config.rounds,
+            phases=phases,
+            has_distilled=config.distil,
+        ),
+        budget=POINTS.given(config),
+        data=FlowData(config.data, config.source, config.limit, config.image_size),
+    )
+
+
+def _check_words(config: FlowConfig) -> None:
     for kind, name, known in (
         ("path", config.path, PATHS),
         ("prediction", config.predict, flow.PREDICTIONS),
@@ -171,34 +179,15 @@ def check(config: FlowConfig) -> None:
     ):
         choose(kind, name, list(known))
     for name in config.recipe:
-        choose("recipe", name, RECIPES)
+        choose("recipe", name, list(RECIPES))
     if not config.recipe or not config.steps:
         raise UserError("recipe and steps must name at least one each")
-    if min(config.steps) < 1:
-        raise UserError(f"steps must be at least 1, got {min(config.steps)}")
-    _check_numbers(config)
-    if config.solver == "euler" and not PATHS[config.path].is_straight:
-        raise UserError(
-            f"euler wastes its steps on the curved path {config.path}: write --solver natural_euler"
-        )
-    if (config.guidance != 1 or config.pair_guidance != 1) and not config.conditional:
-        raise UserError("guidance needs a condition: add --conditional, or leave guidance at 1")
-    if config.couple == "class_ot" and not config.conditional:
-        raise UserError("coupling class_ot needs class labels: add --conditional")
-    if config.inverted and config.source != "gaussian":
-        raise UserError("inverted pairs start from noise: leave out --source, or inverted at 0")
-
-
-_TWO = (("samples", 2), ("limit", 2))
 
 
 def _check_numbers(config: FlowConfig) -> None:
-    counts = ("rounds", "pair_steps", "updates", "reflow_updates", "batch_size", "image_size")
-    # of 10 pairs one is held out; a distribution cannot be seen in one point
-    for name, smallest in (*((name, 1) for name in counts), ("pairs", 10), *_TWO):
-        value = getattr(config, name)
-        if value is not None and value < smallest:
-            raise UserError(f"{name} must be at least {smallest}, got {value}")
+    if min(config.steps) < 1:
+        raise UserError(f"steps must be at least 1, got {min(config.steps)}")
+    check_minima(config, _MINIMA)
     rate = config.learning_rate
     if rate is not None and not 0 < rate < math.inf:
         raise UserError(f"learning_rate must be positive, got {rate:g}")
@@ -213,33 +202,33 @@ def _check_numbers(config: FlowConfig) -> None:
         raise UserError(f"ema must be in [0, 1), got {config.ema}")
 
 
-def recipes(config: FlowConfig) -> tuple[str, ...]:
-    """The ways in which reflows are trained, plain first where it is the control."""
-    named = tuple(dict.fromkeys(config.recipe))
-    adds = config.control and "2rf++" in named and "2rf" not in named
-    return ("2rf", *named) if adds else named
+def _check_together(config: FlowConfig) -> None:
+    if config.solver == "euler" and not PATHS[config.path].is_straight:
+        raise UserError(
+            f"euler wastes its steps on the curved path {config.path}: write --solver natural_euler"
+        )
+    if (config.guidance != 1 or config.pair_guidance != 1) and not config.conditional:
+        raise UserError("guidance needs a condition: add --conditional, or leave guidance at 1")
+    if config.couple == "class_ot" and not config.conditional:
+        raise UserError("coupling class_ot needs class labels: add --conditional")
+    if config.source == "gaussian":
+        return
+    if config.inverted:
+        raise UserError("inverted pairs start from noise: leave out --source, or inverted at 0")
+    if config.path != "straight":
+        raise UserError(
+            f"transfer between two sets is learnt on the straight path, got {config.path}"
+        )
+    if config.conditional:
+        raise UserError("a conditional flow starts from noise: leave out --source")
 
 
-def training(config: FlowConfig, *, seed: int, is_first: bool) -> FitConfig:
-    """How a round is trained: `epochs` of `UPDATES_AN_EPOCH` updates."""
-    updates = config.updates if is_first else config.reflow_updates
-    assert updates is not None
-    assert config.learning_rate is not None
-    return FitConfig(
-        epochs=-(-updates // updates_an_epoch(updates)),
-        optimizer="adam",
-        learning_rate=config.learning_rate,
-        weight_decay=0.0,
-        schedule="cosine",
-        warmup=0.0 if config.model == "mlp" else 0.03,  # a small perceptron needs neither
-        clip=0.0 if config.model == "mlp" else 1.0,
-        ema=config.ema,
-        precision=config.precision,
-        seed=seed,
-        device=config.device,
-    )
-
-
-def updates_an_epoch(updates: int) -> int:
-    """A training is cut into parts of this many updates, between which it can stop and go on."""
-    return min(updates, 250)
+def _check_kind(config: FlowConfig) -> None:
+    """See that points are asked for what points have, and images for what images have."""
+    if is_points(config.data):
+        if config.conditional:
+            raise UserError("points have no class labels: leave out --conditional")
+        if config.model in ("unet", "dit"):
+            raise UserError(f"model {config.model} is for images: write --model mlp for points")
+    elif config.model == "mlp":
+        raise UserError("model mlp is for points: write --model resmlp, unet or dit for images")

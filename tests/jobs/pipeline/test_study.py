@@ -1,19 +1,22 @@
 """`rectified diffusion --pipeline`: from a folder to one that is sampled in few steps."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
+from rectified.cli import from_settings
 from rectified.errors import UserError
-from rectified.flow import noise_like
-from rectified.jobs import diffusion_pipeline, flow_report
-from rectified.jobs.diffusion_pipeline import PipelineConfig, resolve, run_pipeline
-from rectified.runs import Run, read_json
+from rectified.flow import PairStore, diffusers, noise_like
+from rectified.jobs.job import open_run, perform
+from rectified.jobs.pipeline import JOB, measuring, study, training
+from rectified.jobs.pipeline.settings import PipelineConfig, resolve
+from rectified.runs import Run, read_config, write_config
 from tests.flow.diffusers import tiny
 from tests.flow.diffusers.tiny import PROMPTS
+from tests.jobs.conftest import without_figures
 
 SMALL = PipelineConfig(
     prompt=PROMPTS,
@@ -50,20 +53,20 @@ def folder(tmp_path_factory):
 def coarse():
     """Bends on few steps: these tests are not of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diffusion_pipeline, "GEOMETRY_STEPS", 4)
+        patch.setattr(measuring, "GEOMETRY_STEPS", 4)
         yield
 
 
 @pytest.fixture
 def no_page(monkeypatch):
-    """Without the page, whose drawings take longer than the rest."""
-    monkeypatch.setattr(diffusion_pipeline.flow_report, "page", lambda *_: "")
+    """Without figures, whose drawings take longer than the rest."""
+    without_figures(monkeypatch)
 
 
 def done(config, place, **options):
     run = Run(place, **options)
     try:
-        text = run_pipeline(config, run, {"command": "rectified diffusion"}, False)
+        text = perform(JOB, config, run, {"command": "rectified diffusion"}, False).text
     finally:
         run.close()
     return json.loads((place / "results.json").read_text()), text
@@ -112,7 +115,7 @@ def test_a_teachers_distance_is_that_of_plain_diffusers(folder, finished):
     _, results, _ = finished
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    noise = noise_like((3, 4, 8, 8), diffusion_pipeline.HELD_OUT)
+    noise = noise_like((3, 4, 8, 8), measuring.HELD_OUT)
     pipeline.scheduler = DPMSolverMultistepScheduler(**tiny.SCHEDULE, timestep_spacing="trailing")
 
     def made(steps):
@@ -147,14 +150,14 @@ def test_the_run_leaves_pairs_prompts_pictures_and_a_report(finished):
     assert "the teacher in twice the steps" in page
     assert f"pipeline: {place / 'pipeline'}" in text
     assert results["notes"]["seed 0, rd"]["losses"]
-    assert list(flow_report.sections(results, read_json(place / "details.json")))
+    assert open_run(place).text == text
 
 
 @pytest.mark.usefixtures("no_page")
 @pytest.mark.parametrize("stop", ["pairs", "training", "measuring"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_results(plain, tmp_path, monkeypatch, stop):
     config = replace(PLAIN, pipeline=plain)
-    monkeypatch.setattr(diffusion_pipeline, "SHARD", 4)
+    monkeypatch.setattr(training, "SHARD", 4)
     wanted, _ = done(config, tmp_path / "whole")
 
     class Stopped(BaseException):
@@ -163,13 +166,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_results(plain, tmp_path, mon
     def stopping(*_args, **_options):
         raise Stopped
 
-    study = diffusion_pipeline._Study
-    name = {"pairs": "train", "training": "measure", "measuring": "finish"}[stop]
+    name = {"training": "measure", "measuring": "_findings"}
     with monkeypatch.context() as patch:
         if stop == "pairs":
-            patch.setattr(diffusion_pipeline.PairStore, "write", failing_after_one(Stopped))
+            patch.setattr(PairStore, "write", failing_after_one(Stopped))
         else:
-            patch.setattr(study, name, stopping)
+            patch.setattr(study, name[stop], stopping)
         with pytest.raises(Stopped):
             done(config, tmp_path / "run")
     found, _ = done(config, tmp_path / "run", resume=True)
@@ -178,7 +180,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_results(plain, tmp_path, mon
 
 
 def failing_after_one(stopped):
-    plain = diffusion_pipeline.PairStore.write
+    plain = PairStore.write
 
     def write(store, index, tensors):
         if index:
@@ -210,7 +212,7 @@ def test_a_pipeline_without_prompts_and_another_form(plain, tmp_path):
 
 @pytest.mark.usefixtures("no_page")
 def test_samples_that_are_not_finite_are_counted_in_the_report(plain, tmp_path, monkeypatch):
-    whole = diffusion_pipeline.diffusers.solve
+    whole = diffusers.solve
 
     def overflowing(field, schedule, x0, **options):
         found = whole(field, schedule, x0, **options)
@@ -225,14 +227,14 @@ def test_samples_that_are_not_finite_are_counted_in_the_report(plain, tmp_path, 
 
 @pytest.mark.usefixtures("no_page")
 def test_running_out_of_memory_is_told_and_survived(plain, tmp_path, monkeypatch):
-    whole = diffusion_pipeline.diffusers.DiffusersNetwork.forward
+    whole = diffusers.DiffusersNetwork.forward
 
     def small(self, x, t, labels=None):
         if len(x) > 2:
             raise torch.OutOfMemoryError
         return whole(self, x, t, labels)
 
-    monkeypatch.setattr(diffusion_pipeline.diffusers.DiffusersNetwork, "forward", small)
+    monkeypatch.setattr(diffusers.DiffusersNetwork, "forward", small)
     _, text = done(replace(PLAIN, pipeline=plain), tmp_path / "run")
     assert "out of memory with 4 examples at a time: going on with 2" in text
 
@@ -271,5 +273,27 @@ def test_impossible_settings_are_refused(changes, words):
 
 def test_the_learning_rate_follows_from_what_is_trained():
     plain = PipelineConfig(pipeline="somewhere")
-    assert resolve(plain).learning_rate == 5e-6  # the reference code's
-    assert resolve(replace(plain, lora_rank=4)).learning_rate == 1e-4
+    for rank, rate in ((0, 5e-6), (4, 1e-4)):  # the reference code's; of LoRA
+        plan = resolve(replace(plain, lora_rank=rank))
+        assert plan.config.learning_rate == plan.fitting.learning_rate == rate
+
+
+def test_settings_come_back_from_a_file(tmp_path):
+    config = replace(SMALL, pipeline="somewhere", steps=(4, 1), prompts="prompts.txt")
+    write_config(tmp_path / "config.yaml", "diffusion", asdict(config))
+    _, told = read_config(tmp_path / "config.yaml")
+    assert from_settings(PipelineConfig, told, source="config.yaml") == config
+
+
+def test_a_low_rank_student_begins_where_its_seed_says(plain, tmp_path):
+    config = replace(PLAIN, pipeline=plain, lora_rank=2, rectify_updates=1, samples=1, pairs=4)
+    one, other = (done(config, tmp_path / name)[0] for name in ("a", "b"))
+    assert one["notes"] == other["notes"]
+
+
+def test_a_rectified_pipeline_has_no_network_of_ours_and_is_sampled_by_diffusers(finished):
+    results = open_run(finished[0])
+    with pytest.raises(UserError, match="which saves no network"):
+        results.network()
+    with pytest.raises(UserError, match=r"sample it with diffusers, DiffusionPipeline.from_pre"):
+        results.job.sampler.make(results, None)

@@ -1,26 +1,17 @@
-"""`rectified diffusion`: few steps for a diffusion model, ours on a data set or one of `diffusers`.
-
-On a data set: train a diffusion model on its path, rectify it on its own (noise, sample) pairs in
-its own form, and train a straight flow and its reflow at equal budget beside it. On a pipeline
-folder or hub name: rectify the model that is there.
-"""
+"""The settings of `rectified diffusion` on a data set, and the plan that they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Literal
 
-from rectified import flow
-from rectified.errors import UserError, choose
-from rectified.jobs import flow as flow_job
-from rectified.jobs import flow_settings
-from rectified.jobs.diffusion_pipeline import PipelineConfig, run_pipeline
-from rectified.jobs.flow_settings import FlowConfig
-from rectified.jobs.flow_study import FlowStudy
-from rectified.jobs.options import Numbers, listing
-from rectified.runs import Run
+from rectified.errors import choose
+from rectified.flow.losses import LOSSES
+from rectified.flow.paths import PATHS
+from rectified.jobs.flow import settings as flows
+from rectified.jobs.flow.plan import FlowPlan
+from rectified.jobs.flow.settings import FlowConfig
+from rectified.jobs.options import Numbers, check_minima, listing
 
 FORMS = ("v_prediction", "noise", "target", "edm")
 BASE, RECTIFIED = "diffusion", "rd"
@@ -28,7 +19,7 @@ BASE, RECTIFIED = "diffusion", "rd"
 
 def curved_paths() -> list[str]:
     """The names of the paths of diffusion models."""
-    return [name for name, path in flow_settings.PATHS.items() if not path.is_straight]
+    return [name for name, path in PATHS.items() if not path.is_straight]
 
 
 _PATH = "the diffusion's, Stable Diffusion's being scaled_linear: "
@@ -97,51 +88,41 @@ class DiffusionConfig:
 
 
 DEFAULT = DiffusionConfig()
-PIPELINE = PipelineConfig()
 
 
-def run(
-    config: DiffusionConfig | PipelineConfig,
-    folder: Run,
-    facts: Mapping[str, Any],
-    progress: bool,
-) -> str:
-    """Do the study and write its folder.
+@dataclass(frozen=True)
+class DiffusionPlan:
+    """What is trained and measured.
 
-    Args:
-        config: the settings; what is left open is resolved.
-        folder: where the results go; nothing is written before the settings prove possible.
-        facts: the environment, for the record.
-        progress: whether to show progress bars.
-
-    Returns:
-        A short text with what was found.
+    Attributes:
+        config: the settings; filled in by `check`.
+        flows: the diffusion model with its rectifications; then the straight control, if wanted.
     """
-    if isinstance(config, PipelineConfig):
-        return run_pipeline(config, folder, facts, progress)
-    check(config)
-    main = FlowStudy(as_flow(config), folder, progress, first=BASE, phases=config.phases)
-    studies = [main]
-    if config.control:
-        studies.append(FlowStudy(straight(config), folder, progress, beside=main))
-    filled = asdict(config) | {"rectify_updates": main.config.reflow_updates}
-    return flow_job.run_studies("diffusion", studies, filled, facts)
+
+    config: DiffusionConfig
+    flows: tuple[FlowPlan, ...]
+
+    def filled(self, flows: tuple[FlowPlan, ...]) -> DiffusionPlan:
+        """The plan with flows that have seen the data."""
+        budget = asdict(flows[0].budget)
+        budget["rectify_updates"] = budget.pop("reflow_updates")
+        return DiffusionPlan(replace(self.config, steps=flows[0].steps, **budget), flows)
 
 
-def check(config: DiffusionConfig) -> None:
-    """See that the form is one of diffusion, and numbers possible.
+def resolve(config: DiffusionConfig) -> DiffusionPlan:
+    """What the settings mean; what is left to the data stays open in `config`.
 
     Raises:
-        UserError: if not.
+        UserError: for a word that is not known or no form of a diffusion, or an impossible number.
     """
     choose("path", config.path, curved_paths())
     choose("prediction", config.predict, list(FORMS))
-    for name in ("phases", "rectify_updates"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+    check_minima(config, {"phases": 1, "rectify_updates": 1})
     if config.loss != "auto":
-        choose("loss", config.loss, ["auto", *flow_settings.LOSSES])
+        choose("loss", config.loss, ["auto", *LOSSES])
+    model = flows.resolve(as_flow(config), first=BASE, phases=config.phases)
+    control = replace(flows.resolve(straight(config)), data=model.data)
+    return DiffusionPlan(config, (model, control) if config.control else (model,))
 
 
 def as_flow(config: DiffusionConfig) -> FlowConfig:
@@ -174,20 +155,3 @@ def straight(config: DiffusionConfig) -> FlowConfig:
     for name in ("path", "predict", "recipe", "reflow_loss"):
         del shared[name]
     return FlowConfig(**shared, recipe=("2rf",))
-
-
-def sample_run(folder: Path, **options: Any) -> str:
-    """Samples from a finished run; see `rectified.jobs.flow.sample_run`.
-
-    Raises:
-        UserError: for a run on a pipeline, which diffusers samples.
-    """
-    if (folder / "pipeline").is_dir():
-        raise UserError(
-            f"{folder} rectified a pipeline: sample it with diffusers, "
-            f"DiffusionPipeline.from_pretrained({str(folder / 'pipeline')!r})"
-        )
-    return flow_job.sample_run(folder, **options)
-
-
-assert set(FORMS) <= set(flow.PREDICTIONS)

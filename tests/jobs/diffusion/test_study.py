@@ -2,25 +2,35 @@
 
 import math
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from rectified import flow
-from rectified.cli import main
-from rectified.jobs import diffusion, flow_settings, flow_study
-from rectified.jobs.diffusion import DEFAULT, DiffusionConfig, as_flow, straight
-from rectified.jobs.flow import load_field
-from rectified.jobs.flow_settings import resolve, training
-from rectified.runs import FileStore, read_config, read_json, read_results
-from tests.jobs.conftest import quick_studies, untrained_features
+from rectified.cli import from_settings, main
+from rectified.flow.losses import LOSSES
+from rectified.flow.paths import PATHS
+from rectified.jobs.diffusion import settings as diffusion
+from rectified.jobs.diffusion.settings import (
+    DEFAULT,
+    DiffusionConfig,
+    as_flow,
+    resolve,
+    straight,
+)
+from rectified.jobs.flow import trial
+from rectified.jobs.flow.networks import load_field
+from rectified.jobs.job import open_run
+from rectified.runs import FileStore, read_config, read_json, read_results, write_config
+from tests.jobs.conftest import quick_studies, untrained_classifier
 from tests.torture import kill
 
 FAST = (
     "--updates 6 --rectify-updates 6 --pairs 40 --pair-steps 2 --samples 20 --batch-size 8 "
     "--limit 100 --device cpu --quiet --steps 1,2"
 )
-RESULTS = ["verb", "config", "environment", "rows", "summary", "notes", "warnings"]
+RESULTS = ["verb", "config", "environment", "rows", "summary", "verdicts", "notes", "warnings"]
 ROW = ["seed", "round", "recipe", "solver", "steps", "distance", "distance_name"]
 ROW += ["straightness", "transport_cost", "first_order_gap", "evaluations"]
 SUMMARY = ["recipe", "round", "steps", "distance_mean", "distance_ci95", "n", "solver"]
@@ -43,7 +53,7 @@ def study(tmp_path_factory):
     """Digits with everything: a phased model, the controls, two seeds, and its page."""
     folder = tmp_path_factory.mktemp("study") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow_study, "train_features", untrained_features)
+        patch.setattr(trial, "train_classifier", untrained_classifier)
         return folder, run(folder, "--data digits --phases 2 --seeds 2")
 
 
@@ -70,14 +80,16 @@ def test_the_straight_flow_and_its_reflow_are_the_controls(study):
 
 def test_a_rectification_and_its_control_have_the_same_budget():
     config = DiffusionConfig(updates=7, rectify_updates=5, pairs=90, pair_steps=3, ema=0.9)
-    one, other = (resolve(made, shape=(1, 8, 8)) for made in (as_flow(config), straight(config)))
-    for name in ("pairs", "pair_steps", "batch_size", "model", "samples", "rounds", "steps"):
-        assert getattr(one, name) == getattr(other, name)
-    for is_first in (True, False):
-        assert training(one, seed=0, is_first=is_first) == training(
-            other, seed=0, is_first=is_first
-        )
-    assert (other.path, other.predict, other.reflow_loss) == ("straight", "velocity", None)
+    one, other = (plan.filled((1, 8, 8)) for plan in resolve(config).flows)
+    assert one.budget == other.budget
+    assert (one.budget.updates, one.budget.reflow_updates) == (7, 5)
+    for name in ("pair_steps", "rounds", "steps"):
+        assert getattr(one.config, name) == getattr(other.config, name)
+    for ours, theirs in zip(one.stages, other.stages, strict=True):
+        assert one.fitting(ours, 0) == other.fitting(theirs, 0)
+    control = straight(config)
+    assert (control.path, control.predict, control.reflow_loss) == ("straight", "velocity", None)
+    assert one.data is other.data  # which are read once
 
 
 def test_the_settings_that_were_open_are_written_as_they_were_filled(study):
@@ -119,6 +131,33 @@ def test_the_kept_network_is_the_rectified_one(study):
     assert np.asarray(shown["rd, round 2"]).shape == (3, 10, 1, 8, 8)
 
 
+def test_a_figure_of_the_terminal_is_that_of_the_page(study):
+    folder, _ = study
+    results = open_run(folder)
+    (line,) = (one for one in results.summary if (one["recipe"], one["steps"]) == ("1rf", 2))
+    shown = f"{line['distance_mean']:.3g} ± {line['distance_ci95']:.3g}"
+    for words in (shown, "rd, round 2, 1 step against 2rf", "phased, round 2, 2 steps against rd"):
+        assert words in results.text
+        assert words in (folder / "report.html").read_text(encoding="utf-8")
+    assert results.network().state_dict().keys()
+
+
+# ---- settings
+
+
+def test_settings_come_back_from_a_file(tmp_path):
+    config = DiffusionConfig(steps=(4, 1), learning_rate=1.0, seed=3, phases=2)
+    write_config(tmp_path / "config.yaml", "diffusion", asdict(config))
+    _, settings = read_config(tmp_path / "config.yaml")
+    assert from_settings(DiffusionConfig, settings, source="config.yaml") == config
+
+
+def test_resolving_changes_no_setting_and_reads_nothing():
+    """A sweep knows its runs by their resolved settings."""
+    for config in (DEFAULT, DiffusionConfig(data="nowhere", steps=(2, 1, 2), control=False)):
+        assert resolve(config).config == config
+
+
 # ---- forms
 
 
@@ -146,9 +185,9 @@ def test_every_form_runs(tmp_path, form):
 
 def test_every_form_is_among_those_that_run(capsys):
     paths, predictions, losses = (set(words) for words in zip(*FORMS, strict=True))
-    assert paths == set(flow_settings.PATHS) - {"straight"}
+    assert paths == set(PATHS) - {"straight"}
     assert predictions == set(diffusion.FORMS)
-    assert losses == {"auto", *flow_settings.LOSSES}
+    assert losses == {"auto", *LOSSES}
     assert main(["diffusion", "--help"]) == 0
     words = set(re.findall(r"\w+", capsys.readouterr().out))
     assert all(name in words for name in (*paths, *predictions, *(losses - {"norm"})))
@@ -159,7 +198,7 @@ def test_noise_is_compared_as_the_target_that_it_implies():
     assert as_flow(DiffusionConfig(predict="noise")).reflow_loss == "target_huber"
     assert as_flow(DiffusionConfig(predict="noise", loss="squared")).reflow_loss == "squared"
     assert as_flow(DEFAULT).loss == "squared"  # the first model's own
-    (term,) = flow_settings.LOSSES["target_huber"]()
+    (term,) = LOSSES["target_huber"]()
     assert (term.loss, term.space) == (flow.losses.element_huber, "target")
 
 

@@ -1,0 +1,167 @@
+"""How the teacher and its students are measured: on the same noise, against the teacher's samples.
+
+There is no data to compare with. The distance is the mean squared difference from what the teacher
+makes of held-out noise and prompts in many steps, in units of their mean square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rectified import flow
+from rectified.flow import Field, diffusers
+from rectified.flow.diffusers import Budget
+from rectified.jobs.pipeline.settings import TEACHER, PipelinePlan
+from rectified.networks import evaluating
+
+Row = dict[str, Any]
+
+GEOMETRY_STEPS = 100  # of the grid on which bends are measured
+HELD_OUT = 900_000_000  # seed of noise that no pair begins at
+_SHOWN, _SHOWN_SIDE = 6, 48  # pictures in the report, and their side in pixels at most
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Held-out noise, and what the teacher makes of it.
+
+    Attributes:
+        plan: of the study.
+        budget: examples at a time.
+    """
+
+    plan: PipelinePlan
+    budget: Budget
+
+    @cached_property
+    def held_out(self) -> tuple[Tensor, Tensor | None]:
+        """Noise that no pair begins at, and prompts for it."""
+        count, teacher = self.plan.config.samples, self.plan.teacher
+        x0 = flow.noise_like((count, *teacher.shape), HELD_OUT).to(teacher.device)
+        if not teacher.prompts:
+            return x0, None
+        return x0, torch.arange(count, device=teacher.device) % len(teacher.prompts)
+
+    def solved(self, steps: int) -> Tensor:
+        """What the teacher makes of the held-out noise, in the solver that makes pairs."""
+        (x0, labels), teacher = self.held_out, self.plan.teacher
+
+        def part(rows: slice) -> Tensor:
+            return diffusers.solve(
+                teacher.field,
+                teacher.schedule,
+                x0[rows],
+                steps=steps,
+                labels=None if labels is None else labels[rows],
+                guidance=self.plan.config.pair_guidance,
+            )
+
+        return self.budget.over(len(x0), part)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The teacher's samples in many steps."""
+        return self.solved(self.plan.config.pair_steps)
+
+    @cached_property
+    def floor(self) -> float:
+        """How far the teacher is from itself in twice as many steps: the solver's own error."""
+        return self.distance(self.solved(2 * self.plan.config.pair_steps))
+
+    def distance(self, samples: Tensor) -> float:
+        """Mean squared difference from the teacher's samples, in units of their mean square."""
+        apart = (samples - self.reference).double().square().mean()
+        return float(apart / self.reference.double().square().mean())
+
+    def pictures(self, samples: Tensor) -> Tensor:
+        """Pictures in [-1, 1] of a few samples, small enough for a page."""
+        pipeline = self.plan.teacher.pipeline
+        found = self.budget.over(
+            min(len(samples), _SHOWN), lambda rows: diffusers.decode(pipeline, samples[rows]).cpu()
+        )
+        scale = _SHOWN_SIDE / max(found.shape[-2:])
+        if scale < 1:
+            found = F.interpolate(found, scale_factor=scale, mode="area")
+        return found.clamp(-1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A teacher or a student that was measured.
+
+    Attributes:
+        rows: distance by steps.
+        note: what else is to be known.
+        shown: pictures (steps, images, ...), of the first seed.
+    """
+
+    rows: list[Row]
+    note: Row
+    shown: Tensor | None
+
+
+def measure(comparison: Comparison, seed: int, recipe: str, known: Field) -> Arm:
+    """Geometry, and distance at each number of steps, of a teacher or student."""
+    plan, budget = comparison.plan, comparison.budget
+    x0, labels = comparison.held_out
+    config = plan.config
+    guidance = config.pair_guidance if recipe == TEACHER else config.guidance
+
+    def given(rows: slice) -> Field:
+        return known if labels is None else known.given(labels[rows], guidance)
+
+    rows, shown = [], []
+    with evaluating(known.module):
+        bent, gap = budget.run(_bends(given, x0))
+        for steps in config.steps:
+            samples = budget.over(len(x0), _sampled(given, x0, steps))
+            rows.append(
+                {
+                    "seed": seed,
+                    "round": 1 if recipe == TEACHER else 2,
+                    "recipe": recipe,
+                    "solver": "natural_euler",
+                    "steps": steps,
+                    "distance": comparison.distance(samples),
+                    "distance_name": "teacher",
+                    "straightness": bent.total,
+                    "transport_cost": bent.total / bent.relative if bent.relative else None,
+                    "first_order_gap": gap,
+                    "evaluations": steps * (2 if labels is not None and guidance != 1 else 1),
+                }
+            )
+            shown.append(comparison.pictures(samples))
+    note = {
+        "straightness_relative": bent.relative,
+        "first_order_gap": gap,
+        "floor": comparison.floor,
+        "terminal_gain": flow.terminal_gain(known.path, known.predicts),
+    }
+    return Arm(rows, note, torch.stack(shown) if seed == plan.seeds[0] else None)
+
+
+def _bends(
+    given: Callable[[slice], Field], x0: Tensor
+) -> Callable[[int], tuple[flow.Straightness, float]]:
+    """Straightness and first-order gap, on as many samples as there is room for."""
+
+    def measured(size: int) -> tuple[flow.Straightness, float]:
+        field, few, step = given(slice(0, size)), x0[:size], flow.natural_euler
+        bent = flow.straightness(field, few, steps=GEOMETRY_STEPS, step=step)
+        return bent, flow.first_order_gap(field, few, steps=GEOMETRY_STEPS)
+
+    return measured
+
+
+def _sampled(given: Callable[[slice], Field], x0: Tensor, steps: int) -> Callable[[slice], Tensor]:
+    def part(rows: slice) -> Tensor:
+        return flow.generate(given(rows), x0[rows], steps=steps, step=flow.natural_euler)[0]
+
+    return part
