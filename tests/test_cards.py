@@ -9,7 +9,7 @@ import yaml
 from rectified.cards import card, escaped
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs import hub, prune_report
+from rectified.jobs import hub, job
 from rectified.jobs.hub import check_repository, push_to_hub
 
 RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0", "--quiet"]
@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script> [x](javascript:y) `a` |\n---\n# b\n![](http
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prune_report, "page", lambda *_: "<html></html>")
+    monkeypatch.setattr(job, "html", lambda _: "<html></html>")
 
 
 def results(**config):

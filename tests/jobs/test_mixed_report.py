@@ -4,8 +4,10 @@ import re
 import shutil
 
 import pytest
-from rectified.jobs.reports import combined
 
+from rectified.jobs import JOBS
+from rectified.jobs.job import open_run
+from rectified.jobs.report import combined
 from tests.report.test_browser import CHROMIUM, opened
 from tests.torture import material
 

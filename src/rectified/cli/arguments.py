@@ -112,12 +112,12 @@ def _parser(**how: Any) -> argparse.ArgumentParser:
 
 
 def _add_flags(add: Callable[..., Any], default: Any, only: Collection[str] | None = None) -> None:
-    documented = _documented(type(default))
+    about = documented(type(default))
     for name, hint in hints_of(type(default)).items():
         if only is not None and name not in only:
             continue
-        about = f"{documented.get(name, '')} {_default(getattr(default, name))}"
-        add(f"--{_hyphens(name)}", help=about.strip().replace("%", "%%"), **_kind(hint))
+        text = f"{about.get(name, '')} {_default(getattr(default, name))}"
+        add(f"--{_hyphens(name)}", help=text.strip().replace("%", "%%"), **_kind(hint))
 
 
 def _kind(hint: Any) -> dict[str, Any]:
@@ -159,11 +159,13 @@ def _typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _documented(config: type) -> dict[str, str]:
-    """What a class's docstring says of its attributes, by name."""
-    section = (inspect.getdoc(config) or "").partition("Attributes:\n")[2]
-    entries = re.findall(r"^    (\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+def documented(config: type) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of its attributes, by name."""
+    found = {}
+    for one in reversed(config.__mro__):
+        section = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2]
+        found |= dict(re.findall(r"^    (\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE))
+    return {name: " ".join(text.split()) for name, text in found.items()}
 
 
 def _hyphened(word: str) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from operator import attrgetter
@@ -345,13 +345,12 @@ def finish(folder: Run, contents: Row, details: Row | None = None) -> Results:
     return results
 
 
-def open_run(path: Path) -> Results:
-    """A finished run.
+def open_run(path: str | Path) -> Results:
+    """A finished run, read from its folder.
 
     Raises:
         UserError: if there is none at `path`, or it is damaged.
     """
-    contents = read_results(path)
-    file = path / DETAILS
-    details = read_json(file) if file.is_file() else {}
-    return replace(Results(path, contents), details=details)
+    folder = Path(path)
+    contents, file = read_results(folder), folder / DETAILS
+    return Results(folder, contents, read_json(file) if file.is_file() else {})
