@@ -1,12 +1,24 @@
-"""Who may import whom, as data; and what a plain import must not load."""
+"""Who may import whom, as data; what a plain import must not load; and what every verb has."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from rectified.cli import main
+from rectified.cli.arguments import documented
+from rectified.errors import UserError
+from rectified.jobs import JOBS, TOOLS, job_of, tool_of
+from rectified.jobs.job import Job, Report, Sweeper, Tool
+from rectified.jobs.values import from_settings
+from rectified.runs import read_config, write_config
+from tests.jobs.toy import ENTRY
+from tests.torture.kill import ROWS
 
 SOURCE = Path(__file__).parents[1] / "src" / "rectified"
 
@@ -85,3 +97,98 @@ def test_importing_rectified_loads_no_torch():
 
 def test_importing_the_pruning_loads_no_reader_no_plotting_and_no_command_line():
     assert not _modules_after("import rectified.pruning") & set(HEAVY)
+
+
+# ---- what every verb has: the registry says which there are, and nothing else lists them
+
+BAD = {  # a setting that every verb has, or several, and a value that none of them can have
+    "seeds": "0",
+    "seed": "-1",
+    "data": "nowhere",
+}
+SWEPT = [verb for verb, entry in JOBS.items() if not entry.is_preset]
+
+
+def _variants(verb: str) -> list[Job[Any, Any]]:
+    """The job of a verb, and its variants."""
+    job = job_of(verb)
+    return [job, *(job.of([name]) for name in job.variants)]
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verb that joins at run time, by a row."""
+    monkeypatch.setitem(JOBS, "toy", ENTRY)
+
+
+@pytest.mark.parametrize("verb", [*JOBS, *TOOLS, "toy"])
+def test_every_verb_has_a_line_and_examples_that_its_help_shows(verb, toy, capsys):
+    entry = {**JOBS, **TOOLS}[verb]
+    assert main([verb, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert entry.summary
+    assert entry.examples
+    for example in entry.examples:
+        assert f"rectified {verb} {example}".strip() in said
+
+
+@pytest.mark.parametrize("verb", [*JOBS, "toy"])
+def test_every_verb_has_a_contract(verb, toy):
+    for job in _variants(verb):
+        assert isinstance(job, Job)
+        assert isinstance(job.report, Report)
+        assert job.verb == verb or JOBS[verb].is_preset
+        assert hasattr(job.default, "data")
+        assert job.default.device
+
+
+@pytest.mark.parametrize("verb", TOOLS)
+def test_every_tool_has_a_contract(verb):
+    tool = tool_of(verb)
+    assert isinstance(tool, Tool | Sweeper)
+    assert asdict(tool.default)
+
+
+@pytest.mark.parametrize("verb", [*JOBS, "toy"])
+def test_every_setting_is_explained_in_help(verb, toy):
+    for job in _variants(verb):
+        assert set(documented(type(job.default))) >= set(asdict(job.default))
+
+
+@pytest.mark.parametrize("verb", [*JOBS, "toy"])
+def test_settings_come_back_from_their_file(verb, toy, tmp_path):
+    for job in _variants(verb):
+        plain = asdict(job.default)
+        write_config(tmp_path / "config.yaml", job.verb, plain)
+        _, settings = read_config(tmp_path / "config.yaml")
+        assert job_of(job.verb).of(settings).default == job_of(job.verb).of(plain).default
+        assert from_settings(type(job.default), settings, source="x") == job.default
+
+
+@pytest.mark.parametrize("verb", [*JOBS, "toy"])
+def test_what_is_resolved_stays_as_it_is(verb, toy):
+    job = job_of(verb)
+    resolved = job.resolve(job.default).config
+    assert type(resolved) is type(job.default)
+    assert job.resolve(resolved).config == resolved
+    with pytest.raises(UserError, match="seeds must be at least 1, got 0"):
+        job.resolve(replace(job.default, seeds=0, seed=None))
+
+
+@pytest.mark.parametrize("setting", BAD)
+@pytest.mark.parametrize("verb", [*SWEPT, "toy"])
+def test_a_sweep_with_an_impossible_point_leaves_nothing(
+    verb, setting, toy, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["sweep", verb, "--grid", f"{setting}={BAD[setting]}", "--workers", "1"]
+    assert main([*words, "--out", "swept"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("rectified: ")
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_verb_has_a_row_that_tortures_it():
+    sweepers = {verb for verb in TOOLS if isinstance(tool_of(verb), Sweeper)}
+    assert {row.verb for row in ROWS.values()} == {*JOBS, *sweepers}

@@ -17,20 +17,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rectified.cli import from_settings, main
+from rectified.cli import main
 from rectified.errors import UserError
 from rectified.inference.sparse import files as sparse_files
 from rectified.inference.sparse import load_sparse
-from rectified.jobs import deploy, prune_report
+from rectified.jobs import JOBS, TOOLS, deploy, job_of
 from rectified.jobs.classifiers import load_weights
-from rectified.jobs.prune_settings import PruneConfig
-from rectified.jobs.reports import SECTIONS, combined
-from rectified.jobs.sweep_grid import points
+from rectified.jobs.report import combined
+from rectified.jobs.sweep.grid import points
+from rectified.jobs.values import from_settings
 from rectified.report import Page, Section, Table, Text, render
 from rectified.runs import Run, load_tree, read_config, read_results, save_tree, write_text
 from tests.torture.fuzz import fuzz
 from tests.torture.readers import READERS
 
+PruneConfig = type(job_of("prune").default)
 untimed = settings(
     deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -74,7 +75,7 @@ def test_any_text_is_a_grid_or_refused(text):
 
 
 @untimed
-@given(rows=plain, summary=plain, config=plain, verb=st.sampled_from([*SECTIONS, "x"]))
+@given(rows=plain, summary=plain, config=plain, verb=st.sampled_from([*JOBS, *TOOLS, "x"]))
 def test_any_results_are_shown_or_refused(tmp_path, rows, summary, config, verb):
     found = {"verb": verb, "config": config, "environment": {}, "rows": rows, "summary": summary}
     (tmp_path / "results.json").write_text(json.dumps(found), encoding="utf-8")
@@ -93,7 +94,7 @@ def test_any_results_are_shown_or_refused(tmp_path, rows, summary, config, verb)
         ("score: " + "[" * 5000, "is not a YAML file"),
         ("seed: " + "9" * 5000, "is not a YAML file"),
         ("seed: 2001-99-99", "is not a YAML file"),
-        ("rate: " + "9" * 400, "rate in c.yaml has an unusable value: 9999"),
+        ("rate: " + "9" * 400, "rate in c.yaml must be a number, got 9999"),
         ("x: !!python/object/apply:os.system ['touch ran']", "is not a YAML file"),
         ("? [1]\n: 2", "is not a YAML file|unknown setting"),
     ],
@@ -108,7 +109,7 @@ def test_settings_that_would_fill_the_memory_or_run_code_are_refused(tmp_path, t
 
 
 def test_a_long_value_is_not_repeated_at_length():
-    with pytest.raises(UserError, match="unusable value") as caught:
+    with pytest.raises(UserError, match=r"seed in c\.yaml must be") as caught:
         from_settings(PruneConfig, {"seed": "x" * 10**6}, source="c.yaml")
     assert len(str(caught.value)) < 300
 
@@ -361,9 +362,3 @@ def test_words_of_others_in_a_tables_header_are_no_class_names():
         from rectified.data.parquet import _class_names
 
         assert _class_names({b"huggingface": words}, "l") == ()
-
-
-def test_the_figures_of_a_study_take_any_name(monkeypatch):
-    assert prune_report.NAMES  # the arms' names are ours; data and model stand in escaped text
-    page = render(Page("Pruning report", f"{SCRIPT} on {SCRIPT}", ()))
-    assert SCRIPT not in page

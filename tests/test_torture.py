@@ -2,20 +2,25 @@
 
 import pytest
 
-from rectified.jobs import prune_report, scatter_report
+from rectified.jobs import JOBS, job
 from tests.torture import kill
+
+ROWS = kill.ROWS
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """One verb of each kind is enough here, and little of it."""
     small = {
-        "prune": "prune --limit 200 --epochs 2 --cycles 1 --seeds 1",
-        "scatter": "scatter --networks none --limit 40 --orientations 2 --seeds 2",
+        "prune": kill.Row("prune --limit 200 --epochs 2 --cycles 1 --seeds 1"),
+        "scatter": kill.Row("scatter --networks none --limit 40 --orientations 2 --seeds 2"),
     }
-    monkeypatch.setattr(kill, "VERBS", small)
-    for report in (prune_report, scatter_report):
-        monkeypatch.setattr(report, "page", lambda *_: "<html></html>")  # figures take long
+    monkeypatch.setattr(kill, "ROWS", small)
+    monkeypatch.setattr(job, "html", lambda _: "<html></html>")  # figures take long
+
+
+def test_every_verb_has_a_row():
+    assert {row.verb for row in ROWS.values()} == {*JOBS, "sweep"}
 
 
 @pytest.mark.parametrize("verb", ["prune", "scatter"])

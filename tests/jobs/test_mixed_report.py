@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from rectified.jobs.reports import SECTIONS, combined
-from rectified.runs import read_results
+from rectified.jobs import JOBS
+from rectified.jobs.job import open_run
+from rectified.jobs.report import combined
 from tests.report.test_browser import CHROMIUM, opened
 from tests.torture import material
 
@@ -24,7 +25,17 @@ def page(folders):
 
 
 def test_every_verb_that_has_a_report_is_there(folders):
-    assert {read_results(folder)["verb"] for folder in folders} == set(SECTIONS)
+    presets = {verb for verb, entry in JOBS.items() if entry.is_preset}
+    assert {open_run(folder).verb for folder in folders} == {*JOBS, "sweep"} - presets
+
+
+def test_what_the_terminal_says_comes_first_on_every_page(folders):
+    for folder in folders:
+        results = open_run(folder)
+        is_brief = [section.is_brief for section in results.sections]
+        assert is_brief[0], results.verb
+        assert is_brief == sorted(is_brief, reverse=True), results.verb
+        assert results.text
 
 
 def test_the_contents_lead_to_what_every_run_found(folders, page):

@@ -5,27 +5,25 @@ import pytest
 
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs.reports import combined
+from rectified.jobs import JOBS
+from rectified.jobs.job import open_run
+from rectified.jobs.report import combined
+from tests.jobs.toy import ENTRY
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy():
+    """A verb whose rows have undefined numbers, which are null in the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(JOBS, "toy", ENTRY)
+        yield
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """One seed, so that intervals are null in the file; and a verb that has no report."""
+def runs(tmp_path_factory, toy):
+    """A run, and others of a verb that is not known."""
     folder = tmp_path_factory.mktemp("runs")
-    flags = [
-        "prune",
-        "--limit",
-        "200",
-        "--epochs",
-        "1",
-        "--cycles",
-        "1",
-        "--seed",
-        "0",
-        "--quiet",
-        "--out",
-    ]
-    assert main([*flags, str(folder / "first")]) == 0
+    assert main(["toy", "--quiet", "--out", str(folder / "first")]) == 0
     other = folder / "other"
     other.mkdir()
     summary = [{"case": "a<b", "worst_ratio": 0.5}, {"case": "c", "worst_ratio": None, "n": [1]}]
@@ -44,13 +42,20 @@ def headings(page):
 def test_a_page_over_runs_has_the_sections_of_each_and_a_table_of_contents(runs):
     page = combined([runs / "first", runs / "other"])
     found = " ".join(headings(page))
-    for title in ("Runs", "first: What was found", "first: Layer by layer", "other"):
+    for title in (
+        "Runs",
+        "first: What was found",
+        "first: More",
+        "first: How this was made",
+        "other",
+    ):
         assert title in found
     assert "<nav" in page
 
 
-def test_undefined_numbers_come_back_from_the_file_as_such(runs):
-    assert "one seed: no interval" in combined([runs / "first"])
+def test_undefined_numbers_are_gaps(runs):
+    assert {row["half"] for row in open_run(runs / "first").rows} == {None}
+    assert "\N{EN DASH}" in combined([runs / "first"])
 
 
 def test_an_unknown_verb_shows_its_summary(runs):
@@ -89,7 +94,14 @@ def test_what_is_no_run_is_named(runs, names, message):
         combined([runs / name for name in names])
 
 
-def test_a_prune_run_needs_its_details(runs, tmp_path):
+def test_a_run_without_its_details_is_named(runs, tmp_path):
     (tmp_path / "results.json").write_text((runs / "first" / "results.json").read_text())
-    with pytest.raises(UserError, match=r"has no details\.json"):
+    with pytest.raises(UserError, match=r"cannot be shown \(KeyError.*it has no details\.json"):
+        combined([tmp_path])
+
+
+def test_results_of_a_verb_that_leaves_none_are_refused(runs, tmp_path):
+    text = (runs / "other" / "results.json").read_text().replace('"measure"', '"sample"')
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json is of sample, which leaves no results"):
         combined([tmp_path])

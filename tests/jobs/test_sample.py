@@ -1,7 +1,6 @@
 """`rectified sample RUN`: what each option does, and what is no run that can be sampled."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +10,10 @@ from rectified.jobs.flow_data import load_transfer
 
 from rectified import flow
 from rectified.cli import main
-from rectified.jobs import sample as job
+from rectified.jobs import JOBS, job_of
 from rectified.jobs.flow import load_field
 from tests.jobs.conftest import quick_studies
+from tests.jobs.toy import ENTRY
 
 FAST = (
     "--updates 6 --pairs 40 --pair-steps 2 --samples 20 --batch-size 8 --limit 100 --seed 0 "
@@ -193,7 +193,7 @@ def test_what_is_no_finished_run_is_named(runs, tmp_path, capsys):
     results = {"verb": "prune", "config": {}, "environment": {}, "rows": [], "summary": []}
     (tmp_path / "results.json").write_text(json.dumps(results))
     said = refused(capsys, [str(tmp_path)])
-    assert "is a run of prune, which has no samples: give one of flow, diffusion, protein" in said
+    assert "is a run of prune, which has no samples: give one of flow, protein, diffusion" in said
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged", "of another kind"])
@@ -214,24 +214,39 @@ def test_a_run_whose_network_cannot_be_read_is_one_line(runs, tmp_path, capsys, 
 
 
 def test_a_rectified_pipeline_is_sampled_by_diffusers(tmp_path, capsys):
-    results = {"verb": "diffusion", "config": {}, "environment": {}, "rows": [], "summary": []}
+    settings = {"pipeline": "somewhere"}
+    results = {
+        "verb": "diffusion",
+        "config": settings,
+        "environment": {},
+        "rows": [],
+        "summary": [],
+    }
     (tmp_path / "results.json").write_text(json.dumps(results))
     (tmp_path / "pipeline").mkdir()
     said = refused(capsys, [str(tmp_path)])
     assert "sample it with diffusers, DiffusionPipeline.from_pretrained(" in said
 
 
-def test_a_protein_run_is_given_its_own_options(tmp_path, monkeypatch, capsys):
+def test_a_run_of_any_verb_is_given_its_own_options(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(JOBS, "toy", ENTRY)
+    run = tmp_path / "run"
+    assert main(["toy", "--out", str(run), "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["sample", "--count", "2", str(run), "--seed", "5", "--label", "3"]) == 0
+    assert capsys.readouterr().out == f"2 samples: {run / 'samples' / 'samples.txt'}\n"
+    assert (run / "samples" / "samples.txt").read_text() == "[2, 7, 5, 3]"
+    for flags in (["--length", "9"], ["--guidance", "2"], ["--distilled"]):
+        name = flags[0].removeprefix("--")
+        assert f"a run of toy takes no {name}: leave it out" in refused(capsys, [str(run), *flags])
+    assert "unknown options: other" in refused(capsys, [str(run), "other"])
+
+
+def test_a_protein_run_takes_a_length_and_nothing_of_a_flow(tmp_path, capsys):
     results = {"verb": "protein", "config": {}, "environment": {}, "rows": [], "summary": []}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    given = {}
-    maker = SimpleNamespace(sample_run=lambda folder, **options: given.update(options) or "done")
-    monkeypatch.setattr(job, "import_module", lambda name: {"rectified.jobs.protein": maker}[name])
-    assert main(["sample", str(tmp_path), "--length", "48", "--count", "2", "--seed", "7"]) == 0
-    assert capsys.readouterr().out == "done\n"
-    assert given.pop("out") == tmp_path / "samples"
-    assert given == {"count": 2, "seed": 7, "device": "auto", "steps": 10, "length": 48}
     for flags in (["--label", "1"], ["--guidance", "2"], ["--distilled"]):
         name = flags[0].removeprefix("--")
         said = refused(capsys, [str(tmp_path), *flags])
         assert f"a run of protein takes no {name}: leave it out" in said
+    assert "length" in job_of("protein").sampler.takes

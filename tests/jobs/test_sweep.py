@@ -1,85 +1,44 @@
 """`rectified sweep`: what a grid means, that nothing is done twice, and what survives what."""
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
 import types
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
-from rectified import cli
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs import sweep_engines, sweep_report
-from rectified.jobs.prune_settings import PruneConfig
-from rectified.jobs.reports import combined
-from rectified.jobs.sweep_engines import carry_out, check_cluster
-from rectified.jobs.sweep_grid import MOST_RUNS, points
-from rectified.jobs.sweep_runs import Outcome, Task, identity, work
+from rectified.jobs import JOBS, job_of
+from rectified.jobs.job import Results, open_run
+from rectified.jobs.report import combined
+from rectified.jobs.sweep import engines, rows
+from rectified.jobs.sweep.engines import carry_out
+from rectified.jobs.sweep.grid import MOST_RUNS, points
+from rectified.jobs.sweep.report import REPORT
+from rectified.jobs.sweep.settings import check_cluster
+from rectified.jobs.sweep.tasks import Outcome, Task, identity, work
 from rectified.runs import Run, read_config, read_results
 from rectified.statistics import interval
+from tests.jobs.toy import ENTRY
+from tests.jobs.toy.settings import ToyConfig
+from tests.jobs.toy.study import CHECKED, TROUBLE
 
-
-@dataclass(frozen=True)
-class ToyConfig:
-    """A verb that takes no time.
-
-    Attributes:
-        data: what it reads.
-        rate: how much.
-        seed: of it.
-    """
-
-    data: str = "digits"
-    rate: float = 0.5
-    seed: int = 0
-    names: tuple[str, ...] = ("a",)
-    device: str = "cpu"
-
-
-TROUBLE = {}  # seed -> what to raise, in turn
-
-
-def toy_resolve(config):
-    if config.rate < 0:
-        raise UserError(f"rate must be at least 0, got {config.rate}")
-    return config
-
-
-def toy_run(config, folder, facts, progress):
-    folder.begin("toy", asdict(config), facts)
-    if TROUBLE.get(config.seed):
-        raise TROUBLE[config.seed].pop(0)
-    rows = [
-        {
-            "seed": config.seed,
-            "step": step,
-            "distance": config.rate * step + config.seed,
-            "half": math.nan,
-        }
-        for step in (1, 2)
-    ]
-    folder.write_results("toy", asdict(config), facts, rows, [])
-    return "done"
+PruneConfig = type(job_of("prune").default)
 
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
     """`rectified sweep toy`, in a folder of its own."""
-    module = types.ModuleType("rectified.jobs.toy")
-    module.DEFAULT, module.resolve, module.run = ToyConfig(), toy_resolve, toy_run
-    monkeypatch.setitem(sys.modules, "rectified.jobs.toy", module)
-    monkeypatch.setitem(cli._JOBS, "toy", cli.Job("toy", "DEFAULT"))
-    monkeypatch.setitem(cli.VERBS, "toy", ("a toy", ("",)))
+    monkeypatch.setitem(JOBS, "toy", ENTRY)
     monkeypatch.chdir(tmp_path)
     TROUBLE.clear()
+    CHECKED.clear()
 
 
 def swept(*words):
@@ -133,10 +92,10 @@ def test_a_grid_has_every_combination_with_the_last_setting_running_fastest():
         ("=1", r"must be name=value,... words"),
         ("seed=1 seed=2", "names seed twice"),
         ("seeed=1", "unknown setting in the grid 'seeed'; choose from data, limit"),
-        ("seed=x", "seed in the grid has an unusable value: 'x'"),
-        ("seed=true", "seed in the grid has an unusable value: 'true'"),
-        ("seed=1.5", "seed in the grid has an unusable value: '1.5'"),
-        ("norm=layer", "norm in the grid has an unusable value: 'layer'"),
+        ("seed=x", "seed in the grid must be a whole number or none, got 'x'"),
+        ("seed=true", "seed in the grid must be a whole number or none, got 'true'"),
+        ("seed=1.5", "seed in the grid must be a whole number or none, got '1.5'"),
+        ("norm=layer", "norm in the grid must be one of auto, batch, none, got 'layer'"),
         ("seed=9..0", r"a range must go up, such as 0\.\.9 or 0\.\.9\.\.3, got '9\.\.0'"),
         ("seed=0..9..0", "a range must go up"),
         (f"seed=0..{10**30}", "at most 18 digits"),
@@ -169,6 +128,8 @@ def test_a_grid_that_means_nothing_is_told_in_one_line(grid, words, capsys, tmp_
         ("--resume nowhere", r"nothing to resume in nowhere: it has no config\.yaml"),
         ("--resume x --out y", "leave out --out"),
         ("prune --config nowhere.yaml", "no settings at nowhere.yaml"),
+        ("demo --grid seed=1", "unknown verb to sweep 'demo'; choose from prune"),
+        ("prune --grid seed=1 --data nowhere", "cannot load images from 'nowhere'"),
     ],
 )
 def test_a_mistake_is_one_line(words, said, capsys, tmp_path, monkeypatch):
@@ -209,6 +170,7 @@ def test_a_finished_run_is_never_repeated(toy, capsys):
     left = next(iter(done)).with_name("checkpoint")  # by a kill just after its results
     left.mkdir()
     assert "s is finished" in refused(capsys, "--resume", "s")
+    assert "s is finished" in refused(capsys, "--resume", "s", "--grid", "seed=0..1")
     assert main(["sweep", "--resume", "s", "--grid", "rate=0.25,1 seed=0..2", "--quiet"]) == 0
     assert not left.exists()
     assert all(path.stat().st_mtime_ns == then for path, then in done.items())
@@ -228,6 +190,38 @@ def test_settings_come_from_a_sweep_or_from_a_run_and_flags_override_them(toy, c
     assert {row["distance"] for row in read_results(Path("t"))["rows"]} == {0.25, 0.5}
     assert {row["distance"] for row in read_results(Path("u"))["rows"]} == {3.25, 3.5}
     assert "is for 'toy'" in refused(capsys, "prune", "--config", "s/config.yaml")
+    Path("c.yaml").write_text("verb: sweep\nof: toy\nsettings: 3\n")
+    said = refused(capsys, "--config", "c.yaml")
+    assert "settings of a sweep must be names and values, got 3" in said
+
+
+def test_what_is_impossible_is_known_before_anything_is_written(toy, capsys, tmp_path):
+    assert "rate must be at least 0" in refused(capsys, "toy", "--grid", "rate=1,-1", "--out", "s")
+    assert "no number in x" in refused(capsys, "toy", "--grid", "data=digits,x", "--out", "s")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_point_is_tried_once_for_all_seeds(toy):
+    assert swept("toy", "--grid", "rate=0.5,1 seed=0..3", "--seeds", "3", "--out", "s") == 0
+    tried = [config for config in CHECKED if config.seed == 0]
+    assert [config.rate for config in tried[:2]] == [0.5, 1.0]
+    assert len(CHECKED) == 2 + 2 * 4  # and each run tries its own
+
+
+def test_on_a_cluster_it_is_tried_on_what_is_here(toy):
+    from rectified.jobs.sweep import settings, study
+
+    how = settings.SweepConfig(grid="seed=0", cluster="tcp://h:1")
+    sweep = settings.whole("toy", ToyConfig(device="cuda"), how)
+    study.check(settings.resolve(sweep), progress=False)
+    assert [config.device for config in CHECKED] == ["auto"]
+
+
+def test_a_variant_of_a_verb_can_be_swept(toy):
+    assert swept("toy", "--twice", "3", "--grid", "rate=0.5 seed=0", "--out", "s") == 0
+    assert {row["distance"] for row in read_results(Path("s"))["rows"]} == {1.5, 3.0}
+    assert main(["sweep", "--resume", "s", "--grid", "rate=1 seed=0", "--quiet"]) == 0
+    assert {row["distance"] for row in read_results(Path("s"))["rows"]} == {3.0, 6.0}
 
 
 def test_the_default_folder_names_sweep_verb_and_data(toy):
@@ -263,16 +257,41 @@ def test_the_page_compares_the_values_of_a_setting_seed_by_seed(toy):
     assert "s: All means" in combined([Path("s")])
 
 
+def test_terminal_and_page_show_the_same_means(toy, capsys):
+    assert swept("toy", "--grid", "rate=0.5,1 seed=0..3", "--out", "s") == 0
+    said = capsys.readouterr().out
+    assert "8 runs of rectified toy are merged here." in said
+    results = open_run(Path("s"))
+    assert results.text in said
+    (line,) = (row for row in results.summary if (row["rate"], row["step"]) == (0.5, 2))
+    for shown in (said, results.page.read_text()):
+        assert f"{line['distance_mean']:.4g}" in shown
+        assert f"{line['distance_ci95']:.4g}" in shown
+
+
+def test_seeds_that_agree_have_no_spread_and_long_tables_are_cut():
+    rows = [{"run": "a", "name": n, "seed": s, "x": 0.1 * n} for n in range(30) for s in range(3)]
+    runs = [{"run": "a", "name": n} for n in range(30)]
+    settings = {"of": "toy", "data": "x", "grid": ""}
+    found = {"config": settings, "rows": rows, "summary": [], "runs": runs, "failed": []}
+    (table,) = (p for p in next(iter(REPORT.sections(Results(Path("s"), found)))).parts
+                if hasattr(p, "rows"))  # fmt: skip
+    assert len(table.rows) == 24
+    assert "6 more lines are in results.json" in table.note
+    assert {row[2] for row in table.rows} == {0.0}
+
+
 def test_a_sweep_of_runs_that_found_nothing_says_so():
-    assert (
-        sweep_report.text({"rows": [], "runs": [{}, {}]}) == "2 runs, which found nothing to merge"
-    )
+    settings = {"of": "toy", "data": "x", "grid": ""}
+    found = {"verb": "sweep", "config": settings, "rows": [], "runs": [{}, {}], "failed": []}
+    said = Results(Path("s"), {**found, "environment": {}}).text
+    assert said == "2 runs of rectified toy are merged here, and found nothing to merge."
 
 
 def test_text_columns_are_keys_and_floats_are_measures():
-    rows = [{"seed": 0, "case": "a", "depth": 1, "measured": 1.0, "bound": None, "x": [1]}]
-    assert sweep_report.keys(rows, []) == ["case", "depth", "bound"]
-    assert sweep_report.measures([*rows, {"bound": 2.0}], []) == ["measured", "bound"]
+    found = [{"seed": 0, "case": "a", "depth": 1, "measured": 1.0, "bound": None, "x": [1]}]
+    assert rows.keys(found, []) == ["case", "depth", "bound"]
+    assert rows.measures([*found, {"bound": 2.0}], []) == ["measured", "bound"]
 
 
 # ---- what goes wrong
@@ -346,7 +365,7 @@ def test_an_engine_that_takes_nothing_is_given_up(tmp_path):
 
 
 def test_a_run_that_somebody_else_is_doing_is_left_for_later(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("rectified.jobs.sweep_runs._WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("rectified.jobs.sweep.tasks._WAIT_SECONDS", 0.0)
     one = task(tmp_path, 0)
     other = Run(one.path)
     other.begin("toy", {}, {})
@@ -365,17 +384,17 @@ def test_clusters_that_are_none_are_named(monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
         with (
             pytest.raises(UserError, match="pip install"),
-            sweep_engines.engine(address, 1, 1),
+            engines.engine(address, 1, 1),
         ):
             pass
 
 
 def test_nobody_at_the_address_is_one_line(monkeypatch):
     pytest.importorskip("distributed")
-    monkeypatch.setattr(sweep_engines, "_CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(engines, "_CONNECT_SECONDS", 0.2)
     with (
         pytest.raises(UserError, match=r"no Dask scheduler answers at tcp://127.0.0.1:1"),
-        sweep_engines.engine("tcp://127.0.0.1:1", 1, 1),
+        engines.engine("tcp://127.0.0.1:1", 1, 1),
     ):
         pass
 
@@ -403,7 +422,7 @@ def ray_that_fails(monkeypatch):
 
 def test_a_ray_head_that_fails_to_start_a_server_is_asked_again(ray_that_fails):
     asked = ray_that_fails(2)
-    with sweep_engines.engine("ray://h:1", 1, 1):
+    with engines.engine("ray://h:1", 1, 1):
         pass
     assert len(asked) == 3
 
@@ -411,7 +430,7 @@ def test_a_ray_head_that_fails_to_start_a_server_is_asked_again(ray_that_fails):
 def test_a_ray_head_that_goes_on_failing_is_one_line_with_its_reason(ray_that_fails):
     asked = ray_that_fails(100)
     why = r"no Ray head answers at ray://h:1 \(RuntimeError: Starting Ray client server failed.\)"
-    with pytest.raises(UserError, match=why), sweep_engines.engine("ray://h:1", 1, 1):
+    with pytest.raises(UserError, match=why), engines.engine("ray://h:1", 1, 1):
         pass
     assert 1 < len(asked) < 10
 

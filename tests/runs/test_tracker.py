@@ -9,7 +9,7 @@ import pytest
 
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs import prune_report
+from rectified.jobs import job
 from rectified.runs import read_results
 from rectified.runs.tracker import Tracker, scalars
 
@@ -19,7 +19,7 @@ RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prune_report, "page", lambda *_: "<html></html>")
+    monkeypatch.setattr(job, "html", lambda _: "<html></html>")
 
 
 def test_tensorboard_has_the_numbers_of_metrics_jsonl():

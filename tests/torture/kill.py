@@ -26,43 +26,82 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rectified import cli
+from rectified.jobs import TOOLS, job_of, tool_of
 from rectified.runs import read_results
 from rectified.training import loop
 from tests.torture import material
 
-VERBS = {  # a verb joins by a row: something of a few seconds
-    "prune": "prune --limit 200 --epochs 3 --cycles 2 --seeds 2 --ap off,pro --score movement,lamp "
-    "--rewind epoch:1",
-    "cnn": "prune --model cnn --together 1 --limit 200 --epochs 3 --cycles 1 --seeds 1 --ap lite",
-    "demo": "demo --limit 200 --epochs 2 --cycles 2 --seeds 2",
-    "binarize": "binarize --model mlp --limit 200 --epochs 3 --seeds 2 --estimator ste,reste "
-    "--pack",
-    "flow": "flow --data moons --source gaussians8 --recipe 2rf,2rf++ --rounds 3 --distil "
-    "--updates 100 --reflow-updates 100 --pairs 20000 --pair-steps 4 --samples 50 --limit 500 "
-    "--seed 0 --steps 1,2",
-    "images": "flow --data digits --limit 100 --recipe 2rf++ --inverted 0.2 --updates 8 "
-    "--reflow-updates 8 --pairs 60 --pair-steps 2 --samples 20 --batch-size 16 --seed 0 "
-    "--steps 1,2",
-    "diffusion": "diffusion --data moons --phases 2 --updates 100 --rectify-updates 100 "
-    "--pairs 20000 --pair-steps 4 --samples 50 --limit 500 --seed 0 --steps 1,2",
-    "pipeline": "diffusion --pipeline {pipeline} --pairs 130 --pair-steps 2 --rectify-updates 30 "
-    "--batch-size 8 --samples 4 --seeds 2 --steps 1,2",
-    "protein": "protein --data {chains} --lengths 12 --steps 4,3 --samples 3 --crop 12 "
-    "--shortest 12 --epochs 3 --batch-size 2 --pairs 4 --pair-steps 3 --reflow-epochs 2 --seeds 2",
-    "scatter": "scatter --networks ridgelet_modulus --grid 32 --steps 3 --limit 60 "
-    "--orientations 2 --seeds 2",
-    "sweep": 'sweep prune --grid "seed=0..3" --limit 200 --epochs 2 --cycles 1 --workers 2',
-}
-NEEDS = {  # what an extra installs
-    "binarize": ("numba",),
-    "pipeline": ("diffusers", "transformers"),
-    "protein": ("gemmi", "biotite"),
+
+@dataclass(frozen=True)
+class Row:
+    """A command to torture.
+
+    Attributes:
+        words: something of a few seconds; its first word is the verb.
+        needs: packages that an extra installs.
+        tells: whether a disk that is full is told in its own words: a sweep's workers have
+            processes, and so messages, of their own.
+    """
+
+    words: str
+    needs: tuple[str, ...] = ()
+    tells: bool = True
+
+    @property
+    def verb(self) -> str:
+        """What it runs, and resumes."""
+        return self.words.split()[0]
+
+
+ROWS = {  # every verb of the registry has one
+    "prune": Row(
+        "prune --limit 200 --epochs 3 --cycles 2 --seeds 2 --ap off,pro --score movement,lamp "
+        "--rewind epoch:1"
+    ),
+    "cnn": Row(
+        "prune --model cnn --together 1 --limit 200 --epochs 3 --cycles 1 --seeds 1 --ap lite"
+    ),
+    "demo": Row("demo --limit 200 --epochs 2 --cycles 2 --seeds 2"),
+    "binarize": Row(
+        "binarize --model mlp --limit 200 --epochs 3 --seeds 2 --estimator ste,reste --pack",
+        needs=("numba",),
+    ),
+    "flow": Row(
+        "flow --data moons --source gaussians8 --recipe 2rf,2rf++ --rounds 3 --distil "
+        "--updates 100 --reflow-updates 100 --pairs 20000 --pair-steps 4 --samples 50 --limit 500 "
+        "--seed 0 --steps 1,2"
+    ),
+    "images": Row(
+        "flow --data digits --limit 100 --recipe 2rf++ --inverted 0.2 --updates 8 "
+        "--reflow-updates 8 --pairs 60 --pair-steps 2 --samples 20 --batch-size 16 --seed 0 "
+        "--steps 1,2"
+    ),
+    "diffusion": Row(
+        "diffusion --data moons --phases 2 --updates 100 --rectify-updates 100 "
+        "--pairs 20000 --pair-steps 4 --samples 50 --limit 500 --seed 0 --steps 1,2"
+    ),
+    "pipeline": Row(
+        "diffusion --pipeline {pipeline} --pairs 130 --pair-steps 2 --rectify-updates 30 "
+        "--batch-size 8 --samples 4 --seeds 2 --steps 1,2",
+        needs=("diffusers", "transformers"),
+    ),
+    "protein": Row(
+        "protein --data {chains} --lengths 12 --steps 4,3 --samples 3 --crop 12 --shortest 12 "
+        "--epochs 3 --batch-size 2 --pairs 4 --pair-steps 3 --reflow-epochs 2 --seeds 2",
+        needs=("gemmi", "biotite"),
+    ),
+    "scatter": Row(
+        "scatter --networks ridgelet_modulus --grid 32 --steps 3 --limit 60 "
+        "--orientations 2 --seeds 2"
+    ),
+    "sweep": Row(
+        'sweep prune --grid "seed=0..3" --limit 200 --epochs 2 --cycles 1 --workers 2', tells=False
+    ),
 }
 FORK = multiprocessing.get_context("fork")
 LIVES = 200  # of one run, at most
@@ -97,7 +136,7 @@ def start(
 ) -> multiprocessing.process.BaseProcess:
     """Begin a command; `saves` is how often an unfinished training is kept, in seconds."""
     arguments = material.split(words)
-    import_module(f"rectified.jobs.{'prune' if arguments[0] == 'demo' else arguments[0]}")
+    tool_of(arguments[0]) if arguments[0] in TOOLS else job_of(arguments[0])  # imports it
     process = FORK.Process(target=child, args=(arguments, folder, jump, saves))
     process.start()
     return process
@@ -168,9 +207,9 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def undisturbed(verb: str) -> Calm:
+def undisturbed(name: str) -> Calm:
     """What a run finds if nothing happens."""
-    return _undisturbed(VERBS[verb])
+    return _undisturbed(ROWS[name].words)
 
 
 @cache
@@ -187,17 +226,16 @@ def _undisturbed(words: str) -> Calm:
         return Calm(numbers(path), seconds, size)
 
 
-def killed(verb: str, kills: int, seed: int) -> dict[str, Any]:
+def killed(name: str, kills: int, seed: int) -> dict[str, Any]:
     """So many kills, over as many runs as that takes; the numbers of each are compared."""
-    chance, calm = random.Random(f"{verb} {seed}"), undisturbed(verb)
-    found: dict[str, Any] = {"verb": verb, "seed": seed, "kills": 0, "runs": 0, "moves": 0}
+    chance, calm, row = random.Random(f"{name} {seed}"), undisturbed(name), ROWS[name]
+    found: dict[str, Any] = {"verb": name, "seed": seed, "kills": 0, "runs": 0, "moves": 0}
     found |= {"differences": 0, "places": []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        name = VERBS[verb].split()[0]
         while found["kills"] < kills:
             path = folder / f"run{found['runs']}"
-            words = f"{VERBS[verb]} --quiet --out {path}"
+            words = f"{row.words} --quiet --out {path}"
             for _ in range(LIVES):
                 process = start(words, folder, saves=chance.choice([-1.0, 20.0]))
                 left = chance.uniform(0.0, calm.seconds) if found["kills"] < kills else 300.0
@@ -207,53 +245,54 @@ def killed(verb: str, kills: int, seed: int) -> dict[str, Any]:
                 process.join()
                 found["kills"] += 1
                 if (path / "results.json").exists():  # killed with its work done
-                    ended(start(f"{name} --resume {path} --quiet", folder))  # refused; tidies up
+                    ended(
+                        start(f"{row.verb} --resume {path} --quiet", folder)
+                    )  # refused; tidies up
                     break
                 if (path / "config.yaml").exists():
                     if chance.random() < 0.3:
                         path = path.rename(folder / f"moved{found['moves']}")
                         found["moves"] += 1
-                    words = f"{name} --resume {path} --quiet"
+                    words = f"{row.verb} --resume {path} --quiet"
             found["runs"] += 1
             if not (path / "results.json").exists():
-                raise RuntimeError(f"{verb} did not end: {(folder / 'child.2').read_text()}")
+                raise RuntimeError(f"{name} did not end: {(folder / 'child.2').read_text()}")
             found["places"] += (places := unlike(path, calm.found))
             found["differences"] += bool(places)
     return found
 
 
-def jumping_clock(verb: str, seed: int) -> dict[str, Any]:
+def jumping_clock(name: str, seed: int) -> dict[str, Any]:
     """A run whose time of day leaps about."""
-    wanted = undisturbed(verb).found
+    wanted = undisturbed(name).found
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        code = ended(start(f"{VERBS[verb]} --quiet --out {folder / 'run'}", folder, jump=seed))
+        code = ended(start(f"{ROWS[name].words} --quiet --out {folder / 'run'}", folder, jump=seed))
         places = unlike(folder / "run", wanted) if code == 0 else ["it failed"]
-    return {"verb": verb, "exit_code": code, "differences": int(bool(places)), "places": places}
+    return {"verb": name, "exit_code": code, "differences": int(bool(places)), "places": places}
 
 
-def two_at_once(verb: str) -> dict[str, Any]:
+def two_at_once(name: str) -> dict[str, Any]:
     """A second run in the folder of one that is under way, and what becomes of the first."""
-    wanted = undisturbed(verb).found
+    wanted, row = undisturbed(name).found, ROWS[name]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         path, other = folder / "run", folder / "other"
         other.mkdir()
-        first = start(f"{VERBS[verb]} --quiet --out {path}", folder)
+        first = start(f"{row.words} --quiet --out {path}", folder)
         while not (path / "metrics.jsonl").exists() and first.is_alive():
             time.sleep(0.005)
-        name = VERBS[verb].split()[0]
         codes = [
             ended(start(words, other))
             for words in (
-                f"{name} --resume {path} --quiet",
-                f"{VERBS[verb]} --out {path} --quiet",
+                f"{row.verb} --resume {path} --quiet",
+                f"{row.words} --out {path} --quiet",
             )
         ]
         said = (other / "child.2").read_text()
         places = unlike(path, wanted) if ended(first) == 0 else ["the first failed"]
     refused = codes == [2, 2] and said.count("\n") == 1
-    found = {"verb": verb, "refused": refused, "said": said.strip()}
+    found = {"verb": name, "refused": refused, "said": said.strip()}
     return found | {"differences": int(bool(places)), "places": places}
 
 
@@ -275,19 +314,19 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
         subprocess.run(["umount", str(path)], check=True)
 
 
-def full_disk(verb: str, tries: int, seed: int) -> dict[str, Any]:
+def full_disk(name: str, tries: int, seed: int) -> dict[str, Any]:
     """Disks that fill up at some point; then there is more room, and the run goes on."""
-    chance = random.Random(f"{verb} {seed}")
-    found: dict[str, Any] = {"verb": verb, "tries": tries, "full": 0, "untold": 0}
+    chance, row = random.Random(f"{name} {seed}"), ROWS[name]
+    found: dict[str, Any] = {"verb": name, "tries": tries, "full": 0, "untold": 0}
     found |= {"differences": 0, "places": []}
-    calm = undisturbed(verb)
+    calm = undisturbed(name)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for number in range(tries):
             room = folder / f"try{number}"
             room.mkdir()
             with small_disk(room, chance.randint(8, max(16, calm.kilobytes))) as disk:
-                code = ended(start(f"{VERBS[verb]} --quiet --out {disk / 'run'}", folder))
+                code = ended(start(f"{row.words} --quiet --out {disk / 'run'}", folder))
                 said = (folder / "child.2").read_text()
                 if code:
                     found["full"] += 1
@@ -295,9 +334,8 @@ def full_disk(verb: str, tries: int, seed: int) -> dict[str, Any]:
                     grow = ["mount", "-o", "remount,size=200m", str(disk)]
                     subprocess.run(grow, check=True)
                     begun = (disk / "run" / "config.yaml").exists()
-                    again = f"{VERBS[verb]} --out {disk / 'run'} --quiet"
-                    name = VERBS[verb].split()[0]
-                    again = f"{name} --resume {disk / 'run'} --quiet" if begun else again
+                    again = f"{row.words} --out {disk / 'run'} --quiet"
+                    again = f"{row.verb} --resume {disk / 'run'} --quiet" if begun else again
                     code = ended(start(again, folder))
                 places = unlike(disk / "run", calm.found) if code == 0 else ["it failed"]
                 found["differences"] += bool(places)
@@ -308,7 +346,7 @@ def full_disk(verb: str, tries: int, seed: int) -> dict[str, Any]:
 def main() -> int:
     """Returns the number of differences."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--verb", choices=list(VERBS), action="append")
+    parser.add_argument("--verb", choices=list(ROWS), action="append")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -319,16 +357,16 @@ def main() -> int:
         report.setdefault(kind, []).append(found)
         print(kind, json.dumps(found), flush=True)
 
-    for verb in options.verb or list(VERBS):
-        if lacking := material.lacking(*NEEDS.get(verb, ())):
-            print(f"{verb}: skipped, it needs {', '.join(lacking)}")
+    for name in options.verb or list(ROWS):
+        if lacking := material.lacking(*ROWS[name].needs):
+            print(f"{name}: skipped, it needs {', '.join(lacking)}")
             continue
-        told("killed", killed(verb, options.kills, options.seed))
-        told("clock", jumping_clock(verb, options.seed))
-        told("two at once", two_at_once(verb))
-        if verb != "sweep":  # its workers have processes of their own, and so messages
+        told("killed", killed(name, options.kills, options.seed))
+        told("clock", jumping_clock(name, options.seed))
+        told("two at once", two_at_once(name))
+        if ROWS[name].tells:
             try:
-                told("full disk", full_disk(verb, max(1, options.kills // 2), options.seed))
+                told("full disk", full_disk(name, max(1, options.kills // 2), options.seed))
             except PermissionError as error:
                 print(f"full disk: skipped, {error}")
     if options.out:

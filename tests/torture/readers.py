@@ -13,19 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rectified.cli import from_settings
 from rectified.data import load_images
 from rectified.files import write_tensors
 from rectified.inference.sparse import load_sparse, save_sparse
+from rectified.jobs import job_of
 from rectified.jobs.classifiers import load_weights
 from rectified.jobs.deploy import load_lean
-from rectified.jobs.prune_settings import PruneConfig
-from rectified.jobs.reports import combined
-from rectified.jobs.sweep_grid import points
+from rectified.jobs.report import combined
+from rectified.jobs.sweep.grid import points
+from rectified.jobs.values import from_settings
 from rectified.models import mlp
 from rectified.runs import checkpoint, load_tree, read_config, read_results, save_tree, write_config
 from tests.torture.reader import Reader, written
 from tests.torture.readers_of_verbs import VERB_READERS
+
+PruneConfig = type(job_of("prune").default)
 
 
 def _configs(folder: Path) -> list[bytes]:

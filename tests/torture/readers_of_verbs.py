@@ -12,7 +12,6 @@ import json
 import shutil
 from dataclasses import asdict
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ import torch
 from torch import nn
 
 from rectified.binary import STE, BinaryLinear, convert
-from rectified.cli import from_settings
 from rectified.data.points import read_points
 from rectified.flow.pairs import PairStore
 from rectified.inference.bits import load_packed, pack, save_packed
+from rectified.jobs import JOBS, job_of
 from rectified.jobs.flow.networks import load_field
-from rectified.jobs.reports import combined
+from rectified.jobs.report import combined
+from rectified.jobs.values import from_settings
 from rectified.models import VelocityMLP, cnn
 from rectified.runs import read_config, read_results, write_config
 from tests.torture import material
@@ -34,28 +34,20 @@ from tests.torture.reader import Reader, parted, with_header, written
 
 # ---- settings
 
-_SETTINGS = {  # verb -> module of jobs, class of its settings, what checks them
-    "binarize": ("binarize_settings", "BinarizeConfig", "resolve"),
-    "scatter": ("scatter", "ScatterConfig", "resolve"),
-    "flow": ("flow.settings", "FlowConfig", "resolve"),
-    "diffusion": ("diffusion.settings", "DiffusionConfig", "resolve"),
-    "protein": ("protein_settings", "ProteinConfig", "resolve"),
-}
-
 
 def _configs(folder: Path) -> list[bytes]:
     made = []
-    for verb, (module, name, _) in _SETTINGS.items():
-        settings = asdict(getattr(import_module(f"rectified.jobs.{module}"), name)())
+    for verb in JOBS:
+        settings = asdict(job_of(verb).default)
         made.append(written(lambda path, v=verb, s=settings: write_config(path, v, s))(folder))
     return made
 
 
 def _read_config(path: Path) -> None:
     verb, settings = read_config(path)
-    module, name, check = _SETTINGS.get(verb, _SETTINGS["flow"])
-    job = import_module(f"rectified.jobs.{module}")
-    getattr(job, check)(from_settings(getattr(job, name), settings, source=str(path)))
+    base = job_of(verb if verb in JOBS else "flow")
+    job = base.of(settings)
+    job.resolve(from_settings(type(job.default), settings, source=str(path)))
 
 
 # ---- results

@@ -1,8 +1,9 @@
 """What `rectified` can do: a row for each verb, and nothing else needs to know the list.
 
 A *job* is a study in a run folder (`rectified.jobs.job.Job`); a *tool* works on what jobs leave
-(`rectified.jobs.job.Tool`). A row says where the value is and what help shows of it, so that
-`rectified --help` imports no torch. Adding a verb: a folder, and a row here.
+(`rectified.jobs.job.Tool`) or runs them many times (`rectified.jobs.job.Sweeper`). A row says where
+the value is and what help shows of it, so that `rectified --help` imports no torch. Adding a verb:
+a folder, and a row here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rectified.errors import choose
 
 if TYPE_CHECKING:
-    from rectified.jobs.job import Job, Tool
+    from rectified.jobs.job import Job, Sweeper, Tool
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Entry:
         summary: what the verb does, in one line.
         examples: what may follow `rectified VERB`.
         place: `module:NAME` of its value, imported when it is asked for.
+        is_preset: whether it is another job with other defaults, which need not be swept.
     """
 
     summary: str
     examples: tuple[str, ...]
     place: str
+    is_preset: bool = False
 
 
 JOBS = {
@@ -37,6 +40,7 @@ JOBS = {
         "the main job on embedded data, with a report",
         ("",),
         "rectified.jobs.prune:DEMO",
+        is_preset=True,
     ),
     "prune": Entry(
         "iterative pruning with and without AP (Activate-while-Pruning)",
@@ -130,7 +134,7 @@ def job_of(verb: str) -> Job:
     return load(JOBS[verb].place)
 
 
-def tool_of(verb: str) -> Tool:
+def tool_of(verb: str) -> Tool | Sweeper:
     """The tool of a verb.
 
     Raises:
@@ -138,6 +142,16 @@ def tool_of(verb: str) -> Tool:
     """
     choose("verb", verb, list(TOOLS))
     return load(TOOLS[verb].place)
+
+
+def sweepable(verb: str) -> Job:
+    """The job of a verb that can be swept.
+
+    Raises:
+        UserError: for a verb that cannot.
+    """
+    choose("verb to sweep", verb, [name for name, entry in JOBS.items() if not entry.is_preset])
+    return job_of(verb)
 
 
 def load(place: str) -> Any:

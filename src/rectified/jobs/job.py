@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from rectified import jobs
 from rectified.errors import UserError
@@ -85,7 +87,7 @@ class Report:
     Attributes:
         title: of the page.
         subtitle: what was run, in one line.
-        sections: of the page; those that are brief are also what the terminal says.
+        sections: of the page; the first of them are brief, and also what the terminal says.
     """
 
     title: str
@@ -98,8 +100,8 @@ class Sampler:
     """How a finished run gives samples.
 
     Attributes:
-        make: from the run and the options of `rectified sample` to a line that says what was
-            written.
+        make: from the run and the options of `rectified sample`, `steps` and `out` filled in, to a
+            line that says what was written.
         steps: of the solver, by default.
         takes: options that not every verb has: length, label, guidance, distilled.
     """
@@ -115,7 +117,8 @@ class Job(Generic[C, P]):
 
     Attributes:
         verb: as results.json has it.
-        default: the settings when nothing is said: a frozen dataclass, whose fields are the flags.
+        default: the settings when nothing is said: a frozen dataclass, whose fields are the flags;
+            `device` and `data` are among its attributes.
         resolve: words to values; raises `UserError`, reads no file.
         check: reads data and network, and tries them; returns the plan with what they decide.
         study: the work, in a folder that has begun; goes on from what is there.
@@ -150,12 +153,35 @@ class Tool:
     """A verb that works on what jobs leave.
 
     Attributes:
-        run: from the words behind the verb to what the terminal says.
-        report: how its results are shown, where it leaves a folder with some.
+        operand: what stands behind the verb: `RUN`, a finished run's folder, or `RUN...`, several.
+        default: its options when nothing is said: a frozen dataclass, whose fields are the flags.
+        run: from the folders and the options to what the terminal says.
     """
 
-    run: Callable[[list[str]], str]
-    report: Report | None = None
+    operand: Literal["RUN", "RUN..."]
+    default: Any
+    run: Callable[[Sequence[Path], Any], str]
+
+
+@dataclass(frozen=True)
+class Sweeper:
+    """A verb that runs another one many times, in one folder: a study over jobs.
+
+    Attributes:
+        default: its own options when nothing is said: a frozen dataclass, whose fields are flags.
+        whole: the settings of a run of it, a frozen dataclass with `data` and `device`: from the
+            verb, what its runs share, and the options.
+        parts: the way back, from what config.yaml says: the verb, what its runs share, and the
+            options.
+        perform: does it, as `perform` does a job: settings, folder, environment, progress.
+        report: how its results are shown.
+    """
+
+    default: Any
+    whole: Callable[[str, Any, Any], Any]
+    parts: Callable[[Row], tuple[str, Row, Row]]
+    perform: Callable[[Any, Run, Row, bool], Results]
+    report: Report
 
 
 @dataclass(frozen=True)
@@ -215,10 +241,10 @@ class Results:
     @property
     def report(self) -> Report:
         """How it is shown."""
-        shown = jobs.tool_of(self.verb).report if self.verb in jobs.TOOLS else self.job.report
-        if shown is None:
+        made_by = jobs.tool_of(self.verb) if self.verb in jobs.TOOLS else self.job
+        if isinstance(made_by, Tool):
             raise UserError(f"{self.folder / RESULTS} is of {self.verb}, which leaves no results")
-        return shown
+        return made_by.report
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
@@ -228,7 +254,7 @@ class Results:
     @property
     def text(self) -> str:
         """What the terminal says."""
-        return terminal([section for section in self.sections if section.is_brief])
+        return terminal(takewhile(attrgetter("is_brief"), self.report.sections(self)))
 
     def network(self) -> nn.Module:
         """The network that the run saved.
@@ -284,21 +310,28 @@ def perform(job: Job[C, P], config: C, folder: Run, facts: Row, progress: bool) 
         progress: whether to show progress.
 
     Raises:
-        UserError: if the settings, the data or the network cannot be used.
+        UserError: if the settings, the data or the network cannot be used, or the run is finished.
     """
+    if folder.resume and folder.finished:
+        raise UserError(f"{folder.path} is finished: see {folder.path / PAGE}")
     plan = job.check(job.resolve(config))
-    folder.begin(job.verb, asdict(plan.config), facts)
+    settings = asdict(plan.config)
+    folder.begin(job.verb, settings, facts)
     found = job.study(plan, Context(folder, progress))
-    contents: dict[str, Any] = {
-        "verb": job.verb,
-        "config": asdict(plan.config),
+    return finish(folder, contents_of(job.verb, settings, facts, found), found.details)
+
+
+def contents_of(verb: str, settings: Row, facts: Row, found: Findings) -> dict[str, Any]:
+    """What results.json says."""
+    return {
+        "verb": verb,
+        "config": dict(settings),
         "environment": dict(facts),
         "rows": found.rows,
         "summary": found.summary,
         "verdicts": found.verdicts,
         **found.more,
     }
-    return finish(folder, contents, found.details)
 
 
 def finish(folder: Run, contents: Row, details: Row | None = None) -> Results:
@@ -312,13 +345,12 @@ def finish(folder: Run, contents: Row, details: Row | None = None) -> Results:
     return results
 
 
-def open_run(path: Path) -> Results:
-    """A finished run.
+def open_run(path: str | Path) -> Results:
+    """A finished run, read from its folder.
 
     Raises:
         UserError: if there is none at `path`, or it is damaged.
     """
-    contents = read_results(path)
-    file = path / DETAILS
-    details = read_json(file) if file.is_file() else {}
-    return replace(Results(path, contents), details=details)
+    folder = Path(path)
+    contents, file = read_results(folder), folder / DETAILS
+    return Results(folder, contents, read_json(file) if file.is_file() else {})

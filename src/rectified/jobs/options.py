@@ -4,35 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
-
-import tyro
+from typing import Any, TypeVar
 
 from rectified.errors import UserError
+from rectified.jobs.values import Numbers as Numbers
+from rectified.jobs.values import Words as Words
 
 C = TypeVar("C")
-
-
-def _comma_separated(kind: type) -> Any:
-    def read(arguments: list[str]) -> tuple[Any, ...]:
-        return tuple(kind(word.strip()) for word in arguments[0].split(",") if word.strip())
-
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{kind.__name__.upper().replace('STR', 'NAME')},...",
-        instance_from_str=read,
-        is_instance=lambda value: (
-            isinstance(value, tuple) and all(isinstance(entry, kind) for entry in value)
-        ),
-        str_from_instance=lambda value: [",".join(str(entry) for entry in value)],
-    )
-
-
-Words = Annotated[tuple[str, ...], _comma_separated(str)]
-"""A comma-separated list of names: `--score magnitude,lamp`."""
-
-Numbers = Annotated[tuple[int, ...], _comma_separated(int)]
-"""A comma-separated list of whole numbers: `--steps 1,2,4`."""
 
 
 def check_minima(config: Any, minima: Mapping[str, int]) -> None:

@@ -1,19 +1,19 @@
-"""`rectified sample RUN`: samples from a finished run of flow, diffusion or protein."""
+"""`rectified sample RUN`: samples from a finished run of a verb that has some."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rectified.errors import UserError
-from rectified.jobs.options import check_seed
-from rectified.runs import read_results
+from rectified.jobs import JOBS, job_of
+from rectified.jobs.job import Results, Sampler, Tool, open_run
+from rectified.jobs.options import check_minima, check_seed
 
-MAKERS = {"flow": "flow", "diffusion": "diffusion", "protein": "protein"}  # verb -> module of jobs
-_PROTEINS, _FLOWS = ("length",), ("label", "guidance", "distilled")  # options of one kind alone
+_NOT_EVERYWHERE = ("length", "label", "guidance", "distilled")
 
 
 @dataclass(frozen=True)
@@ -46,40 +46,38 @@ class SampleOptions:
 
 
 def sample(folder: Path, options: SampleOptions) -> str:
-    """Samples from the run in `folder`; returns a line that says where they are.
+    """Generate samples from the run in `folder`; returns a line that says where they are.
 
     Raises:
         UserError: if it is no finished run that can be sampled, or an option does not fit it.
     """
-    verb = read_results(folder)["verb"]
-    if verb not in MAKERS:
-        raise UserError(
-            f"{folder} is a run of {verb}, which has no samples: give one of {', '.join(MAKERS)}"
-        )
-    for name in ("count", "steps", "length"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+    results = open_run(folder)
+    sampler = _sampler(results)
+    check_minima(options, {"count": 1, "steps": 1, "length": 1})
     if not math.isfinite(options.guidance):
         raise UserError(f"guidance must be a number, got {options.guidance}")
     check_seed(options.seed)
-    for name in _FLOWS if verb == "protein" else _PROTEINS:
-        if getattr(options, name) != getattr(SampleOptions, name):
-            raise UserError(f"a run of {verb} takes no {name}: leave it out")
-    module = import_module(f"rectified.jobs.{MAKERS[verb]}")
-    given: dict[str, Any] = {
-        "count": options.count,
-        "seed": options.seed,
-        "out": options.out or folder / "samples",
-        "device": options.device,
-    }
-    if verb == "protein":
-        given |= {"steps": options.steps or 10, "length": options.length}
-        return str(module.sample_run(folder, **given))
-    given |= {
-        "steps": options.steps or 1,
-        "label": options.label,
-        "guidance": options.guidance,
-        "distilled": options.distilled,
-    }
-    return str(module.sample_run(folder, **given))
+    for name in _NOT_EVERYWHERE:
+        is_given = getattr(options, name) != getattr(SampleOptions, name)
+        if is_given and name not in sampler.takes:
+            raise UserError(f"a run of {results.verb} takes no {name}: leave it out")
+    steps, out = options.steps or sampler.steps, options.out or folder / "samples"
+    return sampler.make(results, replace(options, steps=steps, out=out))
+
+
+def _sampler(results: Results) -> Sampler:
+    sampler = results.job.sampler if results.verb in JOBS else None
+    if sampler is None:
+        able = [verb for verb in JOBS if job_of(verb).sampler is not None]
+        raise UserError(
+            f"{results.folder} is a run of {results.verb}, which has no samples: give one of "
+            f"{', '.join(able)}"
+        )
+    return sampler
+
+
+def _run(folders: Sequence[Path], options: SampleOptions) -> str:
+    return sample(folders[0], options)
+
+
+TOOL = Tool("RUN", SampleOptions(), _run)

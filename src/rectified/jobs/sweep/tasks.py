@@ -20,12 +20,13 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from importlib import import_module
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rectified.errors import UserError
+from rectified.jobs.job import perform
+from rectified.jobs.sweep.settings import job_for
 from rectified.runs import CONFIG, RESULTS, FolderInUse, Run, environment, to_json
 
 _WAIT_SECONDS = 20.0  # for a worker that was given up, but has not noticed yet
@@ -37,7 +38,7 @@ class Task:
     """What a worker needs to know; small, since it travels.
 
     Attributes:
-        verb: whose module of `rectified.jobs` does it.
+        verb: whose job does it.
         point: the settings of the grid that are this run's.
         settings: all of its settings, resolved: the verb's config.
         path: its folder, absolute, on a file system that the workers share.
@@ -84,7 +85,7 @@ class Task:
         return self.path.with_name(f"{self.identity}.attempts")
 
     def count_attempt(self) -> None:
-        """Say that a worker begins; one byte an attempt, which no two workers can confuse."""
+        """Say that a worker begins; one byte per attempt, which no two workers can confuse."""
         with self._ledger.open("ab") as file:
             file.write(b".")
 
@@ -95,6 +96,9 @@ class Task:
 
 def _written(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+
+
+State = Literal["finished", "failed", "again"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Outcome:
     """
 
     identity: str
-    state: Literal["finished", "failed", "again"]
+    state: State
     message: str = ""
     fault: str = ""
     seconds: float = 0.0
@@ -124,7 +128,7 @@ def identity(verb: str, settings: Any) -> str:
         settings: its resolved config, a dataclass.
 
     Example:
-        >>> from rectified.jobs.prune_settings import PruneConfig
+        >>> from rectified.jobs.prune.settings import PruneConfig
         >>> one, other = PruneConfig(seed=1), PruneConfig(seed=2)
         >>> identity("prune", one) == identity("prune", PruneConfig(seed=1))
         True
@@ -188,20 +192,22 @@ def work(task: Task) -> Outcome:
         task.path.parent.mkdir(parents=True, exist_ok=True)
         task.count_attempt()
         started = time.perf_counter()
-        try:
-            _attempt(task)
-            state, message, fault = "finished", "", ""
-        except FolderInUse as error:
-            state, message, fault = "again", str(error), ""
-        except UserError as error:  # it would be the same elsewhere
-            state, message, fault = "failed", str(error), ""
-        except Exception as error:
-            last = task.attempts >= task.tries
-            state = "failed" if last else "again"
-            message = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            fault = traceback.format_exc()
-        seconds = time.perf_counter() - started
-        return Outcome(task.identity, state, message, fault, seconds)  # type: ignore[arg-type]
+        outcome = _attempted(task)
+        return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def _attempted(task: Task) -> Outcome:
+    try:
+        _attempt(task)
+    except FolderInUse as error:
+        return Outcome(task.identity, "again", str(error))
+    except UserError as error:  # it would be the same elsewhere
+        return Outcome(task.identity, "failed", str(error))
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        state: State = "failed" if task.attempts >= task.tries else "again"
+        return Outcome(task.identity, state, message, traceback.format_exc())
+    return Outcome(task.identity, "finished")
 
 
 def _died(task: Task) -> str:
@@ -221,7 +227,7 @@ def _attempt(task: Task) -> None:
         with contextlib.closing(_folder(task)) as folder:
             place = shlex.quote(str(task.path / CONFIG))
             facts = {**environment(), "command": f"rectified {task.verb} --config {place}"}
-            import_module(f"rectified.jobs.{task.verb}").run(task.settings, folder, facts, False)
+            perform(job_for(task.verb, task.settings), task.settings, folder, facts, False)
     finally:
         torch.set_num_threads(before)
 

@@ -21,31 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rectified.errors import UserError
-from rectified.jobs.sweep_runs import Outcome, Task, work
+from rectified.jobs.sweep.settings import check_cluster
+from rectified.jobs.sweep.tasks import Outcome, Task, work
 
-DASK, RAY = ("tcp", "tls", "ucx", "ws", "wss"), ("ray",)
 _CONNECT_SECONDS, _CONNECT_TRIES = 15, 4
 _IDLE_ROUNDS = 3  # without a single attempt, until the sweep gives up
 _LOOK_SECONDS = 0.5
 
 Engine = Callable[[Sequence[Task]], Iterator[Outcome]]
-
-
-def check_cluster(address: str | None) -> None:
-    """See that an address is one that an engine stands for; none means this machine.
-
-    Raises:
-        UserError: if it is not.
-
-    Example:
-        >>> check_cluster("tcp://scheduler:8786")
-    """
-    scheme, colon, rest = ("ray://here" if address is None else address).partition("://")
-    if scheme not in (*DASK, *RAY) or not colon or not rest:
-        raise UserError(
-            f"cluster must be the address of a Dask scheduler (tcp://HOST:8786) or of a Ray head "
-            f"(ray://HOST:10001), got {address!r}"
-        )
 
 
 @contextlib.contextmanager
@@ -55,16 +38,13 @@ def engine(cluster: str | None, workers: int, threads: int) -> Iterator[Engine]:
     Raises:
         UserError: if a package is missing or nobody answers at the address.
     """
-    check_cluster(cluster)
-    if cluster is None:
-        with _local(workers, threads) as made:
-            yield made
-    elif cluster.startswith("ray://"):
-        with _ray(cluster) as made:
-            yield made
-    else:
-        with _dask(cluster) as made:
-            yield made
+    with _local(workers, threads) if cluster is None else _remote(cluster) as made:
+        yield made
+
+
+def _remote(address: str) -> contextlib.AbstractContextManager[Engine]:
+    check_cluster(address)
+    return _ray(address) if address.startswith("ray://") else _dask(address)
 
 
 def carry_out(
@@ -87,27 +67,46 @@ def carry_out(
         UserError: if the engine takes no run at all.
     """
     final: dict[str, Outcome] = {}
-    idle, why = 0, ""
+    idle = 0
     while left := [task for task in tasks if task.identity not in final]:
-        attempts = sum(task.attempts for task in left)
-        together = [task for task in left if task.attempts < max(1, task.tries - 1)]
-        for group in [together] if together else [[task] for task in left]:
-            try:
-                with contextlib.closing(run(group)) as outcomes:  # type: ignore[type-var]
-                    for outcome in outcomes:
-                        heard(outcome)
-                        if outcome.state != "again":
-                            final[outcome.identity] = outcome
-            except UserError:
-                raise
-            except Exception as error:  # every engine tells of a lost worker in its own way
-                why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        still = [task for task in left if task.identity not in final]
-        stuck = len(still) == len(left) and attempts == sum(task.attempts for task in still)
-        idle = idle + 1 if stuck else 0
+        before = len(final), _attempts(left)
+        why = [_carry_out_group(group, run, heard, final) for group in _groups(left)]
+        idle = idle + 1 if before == (len(final), _attempts(left)) else 0
         if idle == _IDLE_ROUNDS:
-            raise UserError(f"no worker took any of {len(left)} runs ({why}): see to the workers")
+            raise UserError(
+                f"no worker took any of {len(left)} runs ({why[-1]}): see to the workers"
+            )
     return [final[task.identity] for task in tasks]
+
+
+def _attempts(tasks: Sequence[Task]) -> int:
+    return sum(task.attempts for task in tasks)
+
+
+def _groups(left: Sequence[Task]) -> list[list[Task]]:
+    """All that may be under way together; then one by one what is on its last try."""
+    together = [task for task in left if task.attempts < max(1, task.tries - 1)]
+    return [together] if together else [[task] for task in left]
+
+
+def _carry_out_group(
+    group: Sequence[Task],
+    run: Engine,
+    heard: Callable[[Outcome], None],
+    final: dict[str, Outcome],
+) -> str:
+    """Keep the outcomes that are final; returns what the engine stopped with, if anything."""
+    try:
+        with contextlib.closing(run(group)) as outcomes:  # type: ignore[type-var]
+            for outcome in outcomes:
+                heard(outcome)
+                if outcome.state != "again":
+                    final[outcome.identity] = outcome
+    except UserError:
+        raise
+    except Exception as error:  # every engine tells of a lost worker in its own way
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return ""
 
 
 @contextlib.contextmanager

@@ -14,20 +14,17 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterator
 from itertools import product
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from rectified.errors import UserError, choose
+from rectified.jobs.values import hints_of, read
 
 MOST_RUNS = 100_000
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
 _LONGEST = 18  # digits, which any machine word holds
 _EXAMPLE = 'such as "score=magnitude,lamp seed=0..9"'
-
-Point = Mapping[str, Any]
-"""The settings of a grid that one run has, by name."""
 
 
 def points(grid: str, config: type) -> list[dict[str, Any]]:
@@ -42,23 +39,21 @@ def points(grid: str, config: type) -> list[dict[str, Any]]:
             that the setting cannot have, or more than 100,000 points.
 
     Example:
-        >>> from rectified.jobs.prune_settings import PruneConfig
+        >>> from rectified.jobs.prune.settings import PruneConfig
         >>> points("rate=0.1,0.2 seed=0..1", PruneConfig)[1]
         {'rate': 0.1, 'seed': 1}
     """
     axes = _axes(grid)
-    hints = get_type_hints(config)
-    known = [field.name for field in fields(config)]
+    hints = hints_of(config)
     for name in axes:
-        choose("setting in the grid", name, known)
+        choose("setting in the grid", name, list(hints))
     count = math.prod(_length(values) for values in axes.values())
     if count > MOST_RUNS:
         raise UserError(f"the grid has {count:,} runs, at most {MOST_RUNS:,} are possible")
-    read = [
-        [_value(name, text, hints[name]) for text in _texts(values)]
-        for name, values in axes.items()
+    values = [
+        [_value(name, text, hints[name]) for text in _texts(texts)] for name, texts in axes.items()
     ]
-    combinations = dict.fromkeys(product(*read))  # a set that keeps its order
+    combinations = dict.fromkeys(product(*values))  # a set that keeps its order
     return [dict(zip(axes, combination, strict=True)) for combination in combinations]
 
 
@@ -108,43 +103,7 @@ def _range(text: str) -> range | None:
 
 
 def _value(name: str, text: str, hint: Any) -> Any:
-    """The first reading of `text` that the annotation accepts."""
-    from typeguard import TypeCheckError, check_type
-
-    kinds = {hint, *get_args(hint)}
-    for reading in _readings(text):
-        if isinstance(reading, bool) and bool not in kinds:
-            continue  # which Python takes for a number
-        try:
-            value = check_type(reading, hint)
-        except TypeCheckError:
-            continue
-        # an int passes for a float, but it would be another run's identity
-        is_rate = isinstance(value, int) and float in kinds and not kinds & {int, bool}
-        return float(value) if is_rate else value
-    raise UserError(f"{name} in the grid has an unusable value: {text!r}")
-
-
-def _readings(text: str) -> Iterator[Any]:
-    """What a word may mean, the narrowest first; text last."""
-    single = list(_scalars(text))
-    yield from single[:-1]
-    yield text
-    parts = [list(_scalars(part)) for part in text.split("+")]
-    yield tuple(one[0] for one in parts)
-    yield tuple(text.split("+"))
-
-
-def _scalars(text: str) -> Iterator[Any]:
-    words: dict[str, Any] = {"none": None, "true": True, "false": False}
-    if text.lower() in words:
-        yield words[text.lower()]
-    if re.fullmatch(rf"[+-]?\d{{1,{_LONGEST}}}", text):
-        yield int(text)
     try:
-        number = float(text)
-        if math.isfinite(number):
-            yield number
-    except ValueError:
-        pass
-    yield text
+        return read(text, hint, between="+")
+    except ValueError as error:
+        raise UserError(f"{name} in the grid {error}") from None
