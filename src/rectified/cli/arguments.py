@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rectified.errors import UserError
 from rectified.jobs import Entry
-from rectified.jobs.values import hints_of, read
+from rectified.jobs.values import hints_of, listings_of, read
 
 HELP = ("-h", "--help")
 _METAVARS = {int: "INT", float: "FLOAT", bool: "{true,false}", str: "TEXT", Path: "PATH"}
@@ -112,7 +112,8 @@ def _parser(**how: Any) -> argparse.ArgumentParser:
 
 
 def _add_flags(add: Callable[..., Any], default: Any, only: Collection[str] | None = None) -> None:
-    about = documented(type(default))
+    listings = {name: one.help for name, one in listings_of(type(default)).items()}
+    about = documented(type(default)) | listings
     for name, hint in hints_of(type(default)).items():
         if only is not None and name not in only:
             continue
@@ -161,7 +162,7 @@ def _typed(value: Any) -> str:
 
 def documented(config: type) -> dict[str, str]:
     """What the docstrings of a class and its bases say of its attributes, by name."""
-    found = {}
+    found: dict[str, str] = {}
     for one in reversed(config.__mro__):
         section = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2]
         found |= dict(re.findall(r"^    (\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -45,21 +45,6 @@ def filled(config: C, values: Mapping[str, Any]) -> C:
 def given(config: Any, *names: str) -> dict[str, Any]:
     """Some settings by name, for another dataclass that has fields of these names."""
     return {name: getattr(config, name) for name in names}
-
-
-def restored(config: type[C], settings: Mapping[str, Any]) -> C:
-    """The settings of a finished run, whose file holds lists where a config has tuples."""
-    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
-
-
-def listing(words: str, table: Iterable[str]) -> Any:
-    """The help of an option that takes names of a table: some words, then the names.
-
-    Example:
-        >>> listing("arms: ", {"ste": 1, "reste": 2}).help
-        'arms: ste, reste.'
-    """
-    return tyro.conf.arg(help=f"{words}{', '.join(table)}.")
 
 
 MOST_SEEDS = 1_000_000

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rectified import flow
-from rectified.cli import from_settings, main
+from rectified.cli import main
 from rectified.flow.losses import LOSSES
 from rectified.flow.paths import PATHS
 from rectified.jobs.diffusion import settings as diffusion
@@ -22,6 +22,7 @@ from rectified.jobs.diffusion.settings import (
 from rectified.jobs.flow import trial
 from rectified.jobs.flow.networks import load_field
 from rectified.jobs.job import open_run
+from rectified.jobs.values import from_settings
 from rectified.runs import FileStore, read_config, read_json, read_results, write_config
 from tests.jobs.conftest import quick_studies, untrained_classifier
 from tests.torture import kill

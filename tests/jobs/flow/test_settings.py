@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from rectified.cli import from_settings, main
+from rectified.cli import main
 from rectified.errors import UserError
 from rectified.flow import Discrete
 from rectified.flow.losses import LOSSES
@@ -16,6 +16,7 @@ from rectified.flow.times import exponential, u_shaped, uniform
 from rectified.jobs.flow.plan import usual_budget
 from rectified.jobs.flow.recipes import RECIPES, Recipe
 from rectified.jobs.flow.settings import DEFAULT, FlowConfig, resolve
+from rectified.jobs.values import from_settings
 from rectified.runs import read_config, write_config
 
 

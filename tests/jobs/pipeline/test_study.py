@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
-from rectified.cli import from_settings
 from rectified.errors import UserError
 from rectified.flow import PairStore, diffusers, noise_like
 from rectified.jobs.job import open_run, perform
 from rectified.jobs.pipeline import JOB, measuring, study, training
 from rectified.jobs.pipeline.settings import PipelineConfig, resolve
+from rectified.jobs.values import from_settings
 from rectified.runs import Run, read_config, write_config
 from tests.flow.diffusers import tiny
 from tests.flow.diffusers.tiny import PROMPTS

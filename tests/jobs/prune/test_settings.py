@@ -5,11 +5,12 @@ from dataclasses import asdict
 
 import pytest
 
-from rectified.cli import from_settings, main
+from rectified.cli import main
 from rectified.data import readers
 from rectified.errors import UserError
 from rectified.jobs.prune import DEMO, JOB
 from rectified.jobs.prune.settings import PruneConfig, resolve
+from rectified.jobs.values import from_settings
 from rectified.pruning import activate
 from rectified.pruning.scores import SCORES
 from rectified.runs import read_config, write_config

@@ -14,7 +14,8 @@ from rectified.binary.estimators import ESTIMATORS, Scheme
 from rectified.data import ImageData, ImageSource
 from rectified.errors import UserError, choose
 from rectified.jobs.classifiers import RECIPES, Recipe, recipe
-from rectified.jobs.options import Words, check_minima, filled, given, listing, seed_list
+from rectified.jobs.options import Words, check_minima, filled, given, seed_list
+from rectified.jobs.values import Listing
 from rectified.training import FitConfig
 
 _METHODS = [name for name, scheme in ESTIMATORS.items() if not scheme.is_control]
@@ -81,7 +82,7 @@ class BinarizeConfig:
     limit: int | None = None
     model: str = "cnn"
     weights: str | None = None
-    estimator: Annotated[Words, listing(f"arms: {', '.join(_METHODS)}; controls: ", _CONTROLS)] = (
+    estimator: Annotated[Words, Listing(f"arms: {', '.join(_METHODS)}; controls: ", _CONTROLS)] = (
         "ste",
         "ede",
         "reste",

@@ -24,7 +24,7 @@ from rectified.jobs.binarize.training import (
 )
 from rectified.jobs.classifiers import check_outputs, load_weights, plain_batches
 from rectified.jobs.job import Context, Findings, Results
-from rectified.jobs.options import restored
+from rectified.jobs.values import from_settings
 from rectified.runs import WEIGHTS
 from rectified.training import accelerator
 
@@ -159,7 +159,7 @@ def network(results: Results) -> nn.Module:
     """
     if "saved" not in results.details:
         raise UserError(f"{results.folder} has no network with 1-bit layers")
-    plan = resolve(restored(BinarizeConfig, results.settings))
+    plan = resolve(from_settings(BinarizeConfig, results.settings, source=str(results.folder)))
     saved = results.details["saved"]
     seed = int(saved["seed"])
     model = make_network(plan, plan.data(seed), saved["estimator"], seed)

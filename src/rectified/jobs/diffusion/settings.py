@@ -11,7 +11,8 @@ from rectified.flow.paths import PATHS
 from rectified.jobs.flow import settings as flows
 from rectified.jobs.flow.plan import FlowPlan
 from rectified.jobs.flow.settings import FlowConfig
-from rectified.jobs.options import Numbers, check_minima, listing
+from rectified.jobs.options import Numbers, check_minima
+from rectified.jobs.values import Listing
 
 FORMS = ("v_prediction", "noise", "target", "edm")
 BASE, RECTIFIED = "diffusion", "rd"
@@ -61,7 +62,7 @@ class DiffusionConfig:
 
     data: str = "digits"
     limit: int | None = None
-    path: Annotated[str, listing(_PATH, curved_paths())] = "vp_linear"
+    path: Annotated[str, Listing(_PATH, curved_paths())] = "vp_linear"
     predict: str = "v_prediction"
     loss: str = "auto"
     phases: int = 1

@@ -17,7 +17,8 @@ from rectified.flow.times import TIMES
 from rectified.jobs.flow.data import FlowData, is_points
 from rectified.jobs.flow.plan import POINTS, FlowPlan, Solvers
 from rectified.jobs.flow.recipes import FIRST, RECIPES, Recipe, reflow_recipes, stages
-from rectified.jobs.options import Numbers, Words, check_minima, listing, seed_list
+from rectified.jobs.options import Numbers, Words, check_minima, seed_list
+from rectified.jobs.values import Listing
 
 COUPLINGS: dict[str, Callable[[Source], Coupling]] = {
     "independent": flow.Independent,
@@ -88,15 +89,15 @@ class FlowConfig:
     control: bool = True
     rounds: int = 2
     distil: bool = False
-    path: Annotated[str, listing("", PATHS)] = "straight"
-    predict: Annotated[str, listing("", flow.PREDICTIONS)] = "velocity"
+    path: Annotated[str, Listing("", PATHS)] = "straight"
+    predict: Annotated[str, Listing("", flow.PREDICTIONS)] = "velocity"
     couple: str = "independent"
-    times: Annotated[str, listing("law of the first flow: ", TIMES)] = "uniform"
+    times: Annotated[str, Listing("law of the first flow: ", TIMES)] = "uniform"
     reflow_times: str | None = None
     loss: str = "squared"
     reflow_loss: str | None = None
     inverted: float = 0.0
-    solver: Annotated[str, listing(_SOLVER, SOLVERS)] = "auto"
+    solver: Annotated[str, Listing(_SOLVER, SOLVERS)] = "auto"
     steps: Numbers = (1, 2, 4, 8, 50)
     model: Literal["auto", "mlp", "resmlp", "unet", "dit"] = "auto"
     conditional: bool = False

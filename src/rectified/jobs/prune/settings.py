@@ -12,7 +12,8 @@ import torch
 from rectified.data import ImageData, ImageSource
 from rectified.errors import UserError, choose
 from rectified.jobs.classifiers import Recipe, recipe
-from rectified.jobs.options import Words, check_minima, filled, given, listing, seed_list
+from rectified.jobs.options import Words, check_minima, filled, given, seed_list
+from rectified.jobs.values import Listing
 from rectified.pruning import activate, schedule
 from rectified.pruning.cycle import Rewind, Stage
 from rectified.pruning.masks import droppable
@@ -67,7 +68,7 @@ class PruneConfig:
     model: str = "mlp"
     norm: Literal["auto", "batch", "none"] = "auto"
     weights: str | None = None
-    score: Annotated[Words, listing("pruning methods: ", SCORES)] = ("magnitude",)
+    score: Annotated[Words, Listing("pruning methods: ", SCORES)] = ("magnitude",)
     ap: Words = ("off", "lite")
     cycles: int = 10
     rate: float = 0.2
