@@ -21,8 +21,9 @@ from rectified.cli import main
 from rectified.errors import UserError
 from rectified.inference.sparse import files as sparse_files
 from rectified.inference.sparse import load_sparse
-from rectified.jobs import JOBS, TOOLS, deploy, job_of
+from rectified.jobs import JOBS, TOOLS, job_of
 from rectified.jobs.classifiers import load_weights
+from rectified.jobs.deploy import lean
 from rectified.jobs.report import combined
 from rectified.jobs.sweep.grid import points
 from rectified.jobs.values import from_settings
@@ -313,7 +314,7 @@ def test_an_architecture_that_would_fill_the_memory_is_refused(tmp_path, change)
     about = {"model": "mlp", "num_classes": 2, "in_channels": 1, "image_size": [2, 2]}
     (tmp_path / "lean.json").write_text(json.dumps({**about, "norm": False, **change}))
     with pytest.raises(UserError, match="cannot be read"):
-        deploy._architecture(tmp_path)
+        lean._at_full_size(tmp_path)
 
 
 # ---- pictures and tables

@@ -195,10 +195,15 @@ def _alarm(seconds: float) -> Iterator[None]:
 @contextmanager
 def _timed() -> Iterator[dict[str, float]]:
     """Where a study spends its time: in training, and in measuring networks."""
-    from rectified.jobs.prune_study import Study as Work
+    from rectified.jobs.prune import runner
 
-    spent = {"train": 0.0, "record": 0.0, "data": 0.0}
-    originals = {name: getattr(Work, name) for name in spent}
+    places = {
+        "train": (runner.Runner, "_train"),
+        "record": (runner.Runner, "_record"),
+        "data": (runner, "seed_data"),
+    }
+    spent = dict.fromkeys(places, 0.0)
+    originals = {name: getattr(*place) for name, place in places.items()}
 
     def timing(name: str) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -210,13 +215,13 @@ def _timed() -> Iterator[dict[str, float]]:
 
         return timed
 
-    for name in spent:
-        setattr(Work, name, timing(name))
+    for name, place in places.items():
+        setattr(*place, timing(name))
     try:
         yield spent
     finally:
-        for name, original in originals.items():
-            setattr(Work, name, original)
+        for name, place in places.items():
+            setattr(*place, originals[name])
 
 
 if __name__ == "__main__":

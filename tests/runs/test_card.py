@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from rectified.cli import main
-from rectified.jobs import prune_report
+from rectified.jobs import job
 from rectified.runs.card import card, escaped
 
 RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0", "--quiet"]
@@ -14,7 +14,7 @@ HOSTILE = "<script>alert(1)</script> [x](javascript:y) `a` |\n---\n# b\n![](http
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prune_report, "page", lambda *_: "<html></html>")
+    monkeypatch.setattr(job, "html", lambda _: "<html></html>")
 
 
 def results(**config):
