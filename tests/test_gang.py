@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from typing import no_type_check
 
 import numpy as np
@@ -17,6 +16,7 @@ from numba import carray
 
 from rectified import gang
 from rectified.gang import Gang, address, count_up, job, look, pause, pointer, wait
+from tests.holding import until
 
 
 @job
@@ -81,9 +81,7 @@ def test_workers_sleep_and_are_woken() -> None:
     own = Gang(2)
     marks(own, 2, 2)
     for _ in range(5):
-        until = time.monotonic() + 10
-        while not own._asleep and time.monotonic() < until:
-            time.sleep(0.001)
+        until(lambda: own._asleep)
         assert len(own._asleep) == 1
         assert marks(own, 2, 2) == [1, 1]
     own.dismiss()
@@ -174,7 +172,7 @@ CacheImpl._locator_classes = []  # as on a read-only disk without a home
 from rectified import gang
 assert not gang.CACHED
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)
     assert gang.CACHED
 
 

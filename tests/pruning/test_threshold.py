@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,10 +19,6 @@ from rectified.pruning.threshold import drop_smallest, drop_smallest_, kth_small
 from tests.leaving import leave
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-# A deadline would measure how busy the machine is.
-untimed = settings(deadline=None)
 
 
 def draws(seed: int, *sizes: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -66,7 +62,6 @@ def test_kth_smallest_is_the_kth_of_a_sort(dtype: torch.dtype, k: int) -> None:
     assert kth_smallest(tensors, k) == float(torch.cat(tensors).double().sort().values[k - 1])
 
 
-@untimed
 @given(
     values=st.lists(
         st.lists(st.floats(allow_nan=False, width=32), max_size=8), min_size=1, max_size=4
@@ -80,7 +75,6 @@ def test_kth_smallest_equals_numpy_for_any_float32(values: list[list[float]], da
     assert kth_smallest(tensors, k) == ordered[k - 1]
 
 
-@untimed
 @given(values=st.lists(st.floats(allow_nan=False), min_size=1, max_size=12), data=st.data())
 def test_kth_smallest_equals_numpy_for_any_float64(values: list[float], data) -> None:
     k = data.draw(st.integers(1, len(values)))
@@ -88,7 +82,6 @@ def test_kth_smallest_equals_numpy_for_any_float64(values: list[float], data) ->
     assert kth_smallest([tensor], k) == np.sort(values)[k - 1]
 
 
-@untimed
 @given(
     rows=st.lists(
         st.lists(

@@ -293,7 +293,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(known, store):
     import rectified.training as training
 
     kept, whole = Kept(), trained()
-    before, training._SAVE_EVERY_SECONDS = training._SAVE_EVERY_SECONDS, 0.0
+    before, training._SAVE_EVERY_SECONDS = training._SAVE_EVERY_SECONDS, -1.0
     try:
         trained(stop=1, store=kept)
         torch.testing.assert_close(trained(store=kept), whole)
