@@ -33,8 +33,9 @@ from tests.torture.fuzz import fuzz
 from tests.torture.readers import READERS
 
 PruneConfig = type(job_of("prune").default)
-untimed = settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+few = settings(
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 SCRIPT = "<script>alert(1)</script>"
 NAMES = [SCRIPT, '"><img src=x onerror=alert(1)>', "=cmd|' /C calc'!A0", "javascript:alert(1)",
@@ -57,7 +58,7 @@ plain = st.recursive(
 )
 
 
-@untimed
+@few
 @given(text=texts)
 def test_any_text_is_settings_or_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text("verb: prune\n" + text, encoding="utf-8")
@@ -68,14 +69,14 @@ def test_any_text_is_settings_or_refused(tmp_path, text):
         pass
 
 
-@untimed
+@few
 @given(text=texts)
 def test_any_text_is_a_grid_or_refused(text):
     with contextlib.suppress(UserError):
         points(text, PruneConfig)
 
 
-@untimed
+@few
 @given(rows=plain, summary=plain, config=plain, verb=st.sampled_from([*JOBS, *TOOLS, "x"]))
 def test_any_results_are_shown_or_refused(tmp_path, rows, summary, config, verb):
     found = {"verb": verb, "config": config, "environment": {}, "rows": rows, "summary": summary}

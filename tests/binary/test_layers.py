@@ -172,7 +172,7 @@ def test_many_of_them_train_as_one_module():
         assert torch.allclose(gradient, model[0].weight.grad, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 2), st.integers(0, 2)
 )

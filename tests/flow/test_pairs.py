@@ -75,13 +75,13 @@ def test_filling_goes_on_where_it_stopped(tmp_path):
 
 def test_a_kill_loses_at_most_the_shard_in_work(tmp_path):
     script = (
-        "import sys, time, torch\n"
+        "import signal, sys, torch\n"
         "from pathlib import Path\n"
         "from rectified.flow.pairs import PairStore, fill, noise_like\n"
         "def make(seed, count):\n"
         "    if seed == 2:\n"
         "        print('now', flush=True)\n"
-        "        time.sleep(60)\n"
+        "        signal.pause()\n"
         "    return {'x1': noise_like((count, 2), seed)}\n"
         "fill(PairStore(Path(sys.argv[1]), count=40, shard=10), make)\n"
     )

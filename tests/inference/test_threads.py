@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from typing import no_type_check
 
 import numpy as np
@@ -26,6 +25,7 @@ from rectified.inference.threads import (
     pointer,
     wait,
 )
+from tests.holding import until
 
 
 @job
@@ -90,9 +90,7 @@ def test_workers_sleep_and_are_woken() -> None:
     own = Team(2)
     marks(own, 2, 2)
     for _ in range(5):
-        until = time.monotonic() + 10
-        while not own._asleep and time.monotonic() < until:
-            time.sleep(0.001)
+        until(lambda: own._asleep)
         assert len(own._asleep) == 1
         assert marks(own, 2, 2) == [1, 1]
     own.shut_down()
@@ -183,7 +181,7 @@ CacheImpl._locator_classes = []  # as on a read-only disk without a home
 from rectified.inference import threads
 assert not threads.CACHED
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)
     assert threads.CACHED
 
 

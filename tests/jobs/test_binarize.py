@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 
 import numpy as np
@@ -28,6 +27,7 @@ from rectified.jobs.job import open_run
 from rectified.runs import read_json, read_results
 from rectified.statistics import Verdict
 from rectified.training import classification_quality, evaluate
+from tests.holding import family, has_ended, held, until
 
 FAST = "--limit 300 --epochs 2 --device cpu --quiet"
 ROW = ["seed", "estimator", "weight_bits", "activation_bits", "epoch", "accuracy"]
@@ -245,17 +245,21 @@ def test_processes_side_by_side_find_the_same(tmp_path):
 
 def test_a_killed_run_leaves_no_workers_and_goes_on(tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "rectified", "binarize", "--limit", "300", "--epochs", "400"]
+    command = [sys.executable, "-m", "rectified", "binarize", "--limit", "300", "--epochs", "3"]
     command += ["--estimator", "ste,reste", "--seed", "0", "--workers", "2", "--quiet"]
-    with subprocess.Popen([*command, "--out", str(folder)], stderr=subprocess.PIPE) as process:
-        for _ in range(400):
-            if list(folder.glob("checkpoint/*-0.safetensors")):
-                break
-            time.sleep(0.1)
+    command += ["--out", str(folder)]
+    with (
+        held("checkpoint/*-0.safetensors", 2) as hold,  # a worker is in its second epoch
+        subprocess.Popen(command, stderr=subprocess.PIPE, env=hold.environment()) as process,
+    ):
+        hold.wait(process)
+        children = family(process)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate()
+        until(lambda: all(map(has_ended, children)))
     assert process.returncode == 143
     assert b"go on with: rectified binarize --resume" in said
+    assert main(["binarize", "--resume", str(folder), "--quiet"]) == 0
 
 
 # ---- words

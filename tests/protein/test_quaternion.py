@@ -99,7 +99,7 @@ def test_gradients_of_a_matrix_and_back_are_finite_at_half_turns():
         lambda v: min(np.linalg.norm(v[:4]), np.linalg.norm(v[4:])) > 1e-3
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_products_inverses_and_turned_points_are_scipys(numbers):
     p = Q.normalise(torch.tensor(numbers[:4], dtype=torch.float64))
     q = Q.normalise(torch.tensor(numbers[4:], dtype=torch.float64))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,10 +18,6 @@ from rectified.pruning.threshold import drop_smallest, drop_smallest_
 from tests.leaving import leave
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-# A deadline would measure how busy the machine is.
-untimed = settings(deadline=None)
 
 
 def draws(seed: int, *sizes: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -69,7 +65,6 @@ def assert_drops_as_a_sort(scores: dict[str, Tensor], data: st.DataObject) -> No
     assert_same(drop_smallest(scores, masks, count), naive_drop(scores, masks, count))
 
 
-@untimed
 @given(
     values=st.lists(st.lists(st.floats(allow_nan=False, width=32), max_size=8), max_size=4),
     data=st.data(),
@@ -78,13 +73,11 @@ def test_any_float32_are_dropped_as_by_a_stable_sort(values: list[list[float]], 
     assert_drops_as_a_sort(named([torch.tensor(row) for row in values]), data)
 
 
-@untimed
 @given(values=st.lists(st.floats(allow_nan=False), max_size=12), data=st.data())
 def test_any_float64_are_dropped_as_by_a_stable_sort(values: list[float], data) -> None:
     assert_drops_as_a_sort({"w": torch.tensor(values, dtype=torch.float64)}, data)
 
 
-@untimed
 @given(
     rows=st.lists(
         st.lists(

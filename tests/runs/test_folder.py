@@ -201,7 +201,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone_however_it_ends(tm
     ready = FORK.Event()
     first = FORK.Process(target=_hold, args=(tmp_path / "run", ready), daemon=True)
     first.start()
-    assert ready.wait(30)
+    ready.wait()
     second = Run(tmp_path / "run", resume=True)
     with pytest.raises(UserError, match=r"another process is working in .*: wait, or use another"):
         second.begin("prune", {}, {})

@@ -285,7 +285,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(known, store):
     from rectified.training import loop
 
     kept, whole = Kept(), trained()
-    before, loop._SAVE_EVERY_SECONDS = loop._SAVE_EVERY_SECONDS, 0.0
+    before, loop._SAVE_EVERY_SECONDS = loop._SAVE_EVERY_SECONDS, -1.0
     try:
         trained(stop=1, store=kept)
         torch.testing.assert_close(trained(store=kept), whole)

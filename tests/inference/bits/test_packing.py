@@ -58,7 +58,7 @@ def difference(model, x, packed=None):
 # ---- layers alone
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_convolution_equals_its_float_twin_for_any_shape(data):
     def draw(low, high):
@@ -80,7 +80,7 @@ def test_a_convolution_equals_its_float_twin_for_any_shape(data):
     assert difference(layer, x) <= CLOSE
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 300), st.integers(1, 130), st.integers(1, 9), st.integers(1, 2))
 def test_a_linear_layer_equals_its_float_twin_for_any_shape(inputs, outputs, rows, threads):
     before = torch.get_num_threads()
@@ -380,7 +380,7 @@ if not child:
     os._exit(0 if torch.equal(packed(x), expected) else 3)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -442,7 +442,7 @@ assert torch.allclose(pack(layer)(x), layer(x), atol=2e-6)
         "NUMBA_CPU_FEATURES": features,
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=200, env=environment)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_blocks_and_threads_do_not_change_anything(monkeypatch):
