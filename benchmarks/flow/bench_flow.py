@@ -23,17 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rectified.flow import (
-    Draws,
-    Field,
-    FlowMatching,
-    MinibatchOT,
-    euler,
-    gaussian,
-    integrate,
-    u_shaped,
-    uniform_grid,
-)
+from rectified.flow import Draws, Field, FlowMatching, MinibatchOT, euler, integrate, uniform_grid
+from rectified.flow.couplings import gaussian
+from rectified.flow.times import u_shaped
 from rectified.models import UNet, VelocityMLP
 from rectified.training import FitConfig, fit
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from rectified.models import resnet20
-from rectified.pruning import Masks, full_masks, hold, prunable, prune
+from rectified.pruning import Masks, full_masks, hold, prune
+from rectified.pruning.masks import prunable
 
 EPSILON = 1e-6  # the reference's size of a weight that counts as pruned
 

@@ -5,7 +5,8 @@ command line prints it as one line and exits with 2; every other exception is a 
 `moved` does the same for whoever imports a name from where it is no more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NoReturn
 
 
@@ -54,12 +55,20 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def moved(room: str, **names: str) -> Callable[[str], NoReturn]:
-    """Make the `__getattr__` of a module from which names have moved.
+def moved(
+    package: str, inside: Mapping[str, str] = MappingProxyType({}), **elsewhere: str
+) -> Callable[[str], NoReturn]:
+    """Make the `__getattr__` of a package from which names have moved.
 
     Args:
-        room: the module.
-        names: what has moved, and the full name under which it stands now.
+        package: that had the names.
+        inside: module of the package -> the names that are now in it alone, separated by spaces.
+        elsewhere: name -> the full name under which it stands now.
+
+    Returns:
+        A function of a missing name, which raises an ImportError that says where it is (of an
+        AttributeError, `from package import name` would not print the words), or the usual
+        AttributeError for a name that never was.
 
     Example:
         >>> moved("rectified.pruning", compact="rectified.inference.compact")("compact")
@@ -67,10 +76,15 @@ def moved(room: str, **names: str) -> Callable[[str], NoReturn]:
         ...
         ImportError: rectified.pruning.compact has moved to rectified.inference.compact
     """
+    places = {
+        name: f"{package}.{module}.{name}"
+        for module, names in inside.items()
+        for name in names.split()
+    } | elsewhere
 
     def missing(name: str) -> NoReturn:
-        if name in names:  # an AttributeError would lose its words in `from room import name`
-            raise ImportError(f"{room}.{name} has moved to {names[name]}")
-        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        if name in places:
+            raise ImportError(f"{package}.{name} has moved to {places[name]}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return missing

@@ -14,9 +14,9 @@ from rectified.binary import (
     ClippedSTE,
     ReSTE,
     anneal,
-    binary_layers,
     set_progress,
 )
+from rectified.binary.layers import binary_layers
 from rectified.errors import UserError
 from rectified.models import Ensemble
 from rectified.training import FitConfig, Step, fit

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from rectified.errors import UserError
-from rectified.flow import PREDICTIONS, Field, edm, predictions, reflow, straight, vp_linear
+from rectified.flow import PREDICTIONS, Field, predictions, reflow, straight
 from rectified.flow.fields import NO_CLASS
-from rectified.flow.paths import along
+from rectified.flow.paths import PATHS, along, edm, vp_linear
 from rectified.models import VelocityResMLP
 from rectified.training import FitConfig
-from tests.flow.oracles import PATHS, GaussianFlow, normal
+from tests.flow.oracles import GaussianFlow, normal
 
 INSIDE = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 

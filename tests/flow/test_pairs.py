@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from rectified.errors import UserError
-from rectified.flow import PairStore, fill, fingerprint, noise_like
+from rectified.flow import PairStore, fingerprint, noise_like
+from rectified.flow.pairs import fill
 
 COUNT, SHARD = 25, 10  # three shards, the last of 5
 
@@ -76,7 +77,7 @@ def test_a_kill_loses_at_most_the_shard_in_work(tmp_path):
     script = (
         "import sys, time, torch\n"
         "from pathlib import Path\n"
-        "from rectified.flow import PairStore, fill, noise_like\n"
+        "from rectified.flow.pairs import PairStore, fill, noise_like\n"
         "def make(seed, count):\n"
         "    if seed == 2:\n"
         "        print('now', flush=True)\n"

@@ -6,20 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from rectified.binary import binary_layers
+from rectified.binary.estimators import ESTIMATORS, ClippedSTE, Scheme
+from rectified.binary.layers import binary_layers
 from rectified.cli import main
 from rectified.data import load_images
 from rectified.errors import UserError
 from rectified.inference.bits import load_packed
 from rectified.jobs import binarize, binarize_report
 from rectified.jobs.binarize import DEFAULT, BinarizeConfig, resolve, summarise
-from rectified.jobs.binarize_settings import ARMS, NETWORKS
+from rectified.jobs.binarize_settings import NETWORKS
 from rectified.jobs.binarize_training import make_network
 from rectified.jobs.classifiers import load_weights, plain_batches
 from rectified.jobs.reports import combined
@@ -144,12 +146,24 @@ def test_indicators_of_every_layer_and_epoch_are_kept(study):
     assert len(layers) == 2 * 3 * 2 * 4  # estimators, seeds, epochs, weights and inputs of 2 layers
 
 
-@pytest.mark.parametrize("name", sorted(ARMS))
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
 def test_every_arm_trains(name, tmp_path):
     results = run(tmp_path / "run", f"--estimator {name} --seed 1 --epochs 1")
     (row,) = results["rows"]
     assert math.isfinite(row["accuracy"])
     assert results["summary"][0]["accuracy_ci95"] is None
+
+
+def test_a_row_in_the_table_is_all_that_the_job_needs_of_an_estimator(monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "toy", Scheme("A toy", partial(ClippedSTE, 0.7)))
+    data = load_images("digits", seed=0, limit=300)
+    model = make_network(resolve(BinarizeConfig(estimator=("toy",))), data, "toy", 0)
+    assert {layer.weight_estimator.c for layer in binary_layers(model).values()} == {0.7}
+    assert binarize_report.NAMES["toy"] == "A toy"
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown estimator 'toy'; choose from ste, clipped_ste"):
+        resolve(BinarizeConfig(estimator=("toy",)))
+    assert binarize_report.NAMES["toy"] == "toy"  # of a run that another version wrote
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

@@ -1,6 +1,7 @@
 """`rectified diffusion` on networks of our own: arms, forms, warnings, and how it goes on."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_the_kept_network_is_the_rectified_one(study):
     folder, _ = study
     field, about = load_field(folder / "model.safetensors")
     assert (about["recipe"], about["path"], about["predict"]) == ("rd", "vp_linear", "v_prediction")
-    assert field.path is flow.vp_linear
+    assert field.path is flow.paths.vp_linear
     assert load_field(folder / "first.safetensors")[1]["recipe"] == "diffusion"
     assert (folder / "samples.png").stat().st_size > 100
     assert not (folder / "checkpoint").exists()
@@ -143,12 +144,13 @@ def test_every_form_runs(tmp_path, form):
     assert {row["distance_name"] for row in results["rows"]} == {"w2"}
 
 
-def test_every_form_is_among_those_that_run():
+def test_every_form_is_among_those_that_run(capsys):
     paths, predictions, losses = (set(words) for words in zip(*FORMS, strict=True))
     assert paths == set(flow_settings.PATHS) - {"straight"}
     assert predictions == set(diffusion.FORMS)
     assert losses == {"auto", *flow_settings.LOSSES}
-    words = diffusion.DiffusionConfig.__doc__
+    assert main(["diffusion", "--help"]) == 0
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
     assert all(name in words for name in (*paths, *predictions, *(losses - {"norm"})))
 
 
@@ -158,7 +160,7 @@ def test_noise_is_compared_as_the_target_that_it_implies():
     assert as_flow(DiffusionConfig(predict="noise", loss="squared")).reflow_loss == "squared"
     assert as_flow(DEFAULT).loss == "squared"  # the first model's own
     (term,) = flow_settings.LOSSES["target_huber"]()
-    assert (term.loss, term.space) == (flow.element_huber, "target")
+    assert (term.loss, term.space) == (flow.losses.element_huber, "target")
 
 
 @quick

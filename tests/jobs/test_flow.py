@@ -220,8 +220,20 @@ def test_every_word_is_among_those_that_run():
         assert set(used) == set(table)
 
 
-def test_every_word_stands_in_the_help():
-    described = FlowConfig.__doc__
+@quick
+def test_a_row_in_the_table_is_all_that_the_job_needs_of_a_path(tmp_path, monkeypatch):
+    monkeypatch.setitem(flow_settings.PATHS, "toy", flow.paths.VPLinear(0.1, 5.0))
+    results = run(tmp_path / "run", "--path toy --predict v_prediction")
+    assert results["config"]["path"] == "toy"
+    assert len(results["rows"]) > 0
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown path 'toy'; choose from straight, vp_cosine"):
+        check(FlowConfig(path="toy"))
+
+
+def test_every_word_stands_in_the_help(capsys):
+    assert main(["flow", "--help"]) == 0
+    described = set(re.findall(r"[\w+]+", capsys.readouterr().out))
     named = [*flow_settings.TIMES, *flow_settings.LOSSES, *flow_settings.SOLVERS]
     named += [*flow_settings.PATHS, *flow.PREDICTIONS, *flow_settings.RECIPES]
     assert all(name in described for name in (*named, *flow_settings.COUPLINGS))

@@ -15,7 +15,8 @@ from rectified.jobs import prune_report
 from rectified.jobs.classifiers import build, plain_batches
 from rectified.jobs.prune import DEFAULT, DEMO, SCORES, PruneConfig, resolve
 from rectified.jobs.prune_study import summarise
-from rectified.pruning import ARMS, activate, scores
+from rectified.pruning import activate, scores
+from rectified.pruning.activate import ARMS
 from rectified.runs import read_json, read_results
 from rectified.statistics import Interval
 from rectified.training import classification_quality, evaluate

@@ -231,3 +231,13 @@ def mean_loss(
         values = term.loss(*pairs(term.space))
         total = total + (values if term.weight is None else term.weight(t) * values).mean()
     return total
+
+
+LOSSES: dict[str, Callable[[], tuple[Term, ...]]] = {
+    "squared": lambda: (Term(squared),),
+    "norm": lambda: (Term(norm),),
+    "huber": lambda: (Term(PseudoHuber()),),
+    # rectified diffusion's code
+    "target_huber": lambda: (Term(PseudoHuber(1e-3, "none", "element"), "target"),),
+    "target_squared": lambda: (Term(squared, "target"),),
+}

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from rectified.binary.estimators import ESTIMATORS
 from rectified.jobs import binarize_report
 from rectified.jobs.binarize_pack import Packing, pack_and_measure
-from rectified.jobs.binarize_settings import ARMS, BinarizeConfig, network, resolve
+from rectified.jobs.binarize_settings import BinarizeConfig, network, resolve
 from rectified.jobs.binarize_training import (
     Task,
     Trained,
@@ -82,7 +83,7 @@ class _Study:
         for estimator in config.estimator:
             model = make_network(config, images, estimator, self.seeds[0]).to(device)
             check_outputs(model, inputs, len(images.classes))
-            if ARMS[estimator].weights is not None:
+            if ESTIMATORS[estimator].weights is not None:
                 self.converted = converted(model)
 
     def go_on(self) -> None:
@@ -120,7 +121,7 @@ class _Study:
         found.done.append(task.key)
         for row in trained.rows:
             self.folder.log({"event": "epoch", **row})
-        is_binary = ARMS[task.estimator].weights is not None
+        is_binary = ESTIMATORS[task.estimator].weights is not None
         if is_binary and not (found.best and found.best["validation"] >= trained.validation):
             found.best = {
                 "estimator": task.estimator,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rectified.binary.estimators import ESTIMATORS
 from rectified.report import (
     Code,
     Figure,
@@ -27,23 +28,15 @@ from rectified.statistics import Interval, holm, interval, paired
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-NAMES = {
-    "ste": "STE",
-    "clipped_ste": "STE clipped at 1",
-    "wide_ste": "STE clipped at 1.5",
-    "ste_gain": "STE with ReSTE's gain",
-    "approx_sign": "ApproxSign",
-    "swish_sign": "SwishSign",
-    "dsq": "DSQ",
-    "ede": "EDE",
-    "irnet": "EDE, standardised weights",
-    "rbnn": "RBNN",
-    "fda": "FDA",
-    "reste": "ReSTE",
-    "reste_relative": "ReSTE, relative m and t",
-    "reste_normalized": "ReSTE, gain normalised",
-    "float": "full precision",
-}
+
+class _Titles(dict[str, str]):
+    """What the arms are called; one that is in no table is called by its name."""
+
+    def __missing__(self, name: str) -> str:
+        return ESTIMATORS[name].title if name in ESTIMATORS else name
+
+
+NAMES = _Titles()
 WAYS = {
     "float": "float, PyTorch",
     "channels_last": "float, PyTorch, channels last",

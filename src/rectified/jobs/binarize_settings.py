@@ -5,62 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
 from rectified import models
-from rectified.binary import (
-    DSQ,
-    EDE,
-    FDA,
-    RBNN,
-    STE,
-    ApproxSign,
-    ClippedSTE,
-    GainSTE,
-    ReSTE,
-    Surrogate,
-    SwishSign,
-)
+from rectified.binary.estimators import ESTIMATORS
 from rectified.errors import UserError, choose
 from rectified.jobs.classifiers import RECIPES, Recipe, recipe
-from rectified.jobs.options import Words, seed_list
+from rectified.jobs.options import Words, listing, seed_list
 from rectified.training import FitConfig
 
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train: an estimator for the weights and one for what they meet.
-
-    Attributes:
-        weights: makes the weights' estimator; None for the network in full precision.
-        activations: makes that of the inputs; as `weights` by default.
-        standardize: whether weights are standardised before their sign.
-    """
-
-    weights: Callable[[], Surrogate] | None
-    activations: Callable[[], Surrogate] | None = None
-    standardize: bool = False
-
-
-ARMS: dict[str, Arm] = {
-    "ste": Arm(STE),
-    "clipped_ste": Arm(ClippedSTE),
-    "wide_ste": Arm(partial(ClippedSTE, 1.5)),  # where ReSTE starts
-    "ste_gain": Arm(GainSTE, partial(ClippedSTE, 1.5)),  # ReSTE's gain on weights, not its shape
-    "approx_sign": Arm(ApproxSign),
-    "swish_sign": Arm(SwishSign),
-    "dsq": Arm(DSQ),
-    "ede": Arm(EDE),
-    "irnet": Arm(EDE, standardize=True),
-    "rbnn": Arm(RBNN, partial(RBNN, activations=True)),
-    "fda": Arm(FDA),
-    "reste": Arm(ReSTE),
-    "reste_relative": Arm(partial(ReSTE, relative=True)),
-    "reste_normalized": Arm(partial(ReSTE, normalize_gain=True)),
-    "float": Arm(None),
-}
+_METHODS = [name for name, scheme in ESTIMATORS.items() if not scheme.is_control]
+_CONTROLS = [name for name, scheme in ESTIMATORS.items() if scheme.is_control]
 
 
 def _with_own_norms(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -100,8 +57,6 @@ class BinarizeConfig:
         model: mlp, cnn, resnet20, resnet20_bi_real, vgg_small, or module:factory; first layer,
             last layer and 1x1 convolutions stay in full precision.
         weights: checkpoint to start from (safetensors, or a plain state_dict).
-        estimator: arms: ste, clipped_ste, approx_sign, swish_sign, dsq, ede, irnet, rbnn, fda,
-            reste, reste_relative, reste_normalized; controls: wide_ste, ste_gain, float.
         weight_bits: 1.
         activation_bits: 1, or 32 for inputs as they are.
         scale: of the integer products: channel, layer or none.
@@ -125,7 +80,11 @@ class BinarizeConfig:
     limit: int | None = None
     model: str = "cnn"
     weights: str | None = None
-    estimator: Words = ("ste", "ede", "reste")
+    estimator: Annotated[Words, listing(f"arms: {', '.join(_METHODS)}; controls: ", _CONTROLS)] = (
+        "ste",
+        "ede",
+        "reste",
+    )
     weight_bits: int = 1
     activation_bits: int = 1
     scale: Literal["channel", "layer", "none"] = "channel"
@@ -168,9 +127,9 @@ def resolve(config: BinarizeConfig) -> BinarizeConfig:
     """
     made = network(config.model)
     if not config.estimator:
-        raise UserError(f"estimator must name at least one; choose from {', '.join(ARMS)}")
+        raise UserError(f"estimator must name at least one; choose from {', '.join(ESTIMATORS)}")
     for name in config.estimator:
-        choose("estimator", name, list(ARMS))
+        choose("estimator", name, list(ESTIMATORS))
     if len(set(config.estimator)) < len(config.estimator):
         raise UserError(f"estimator must name each once, got {', '.join(config.estimator)}")
     seed_list(config.seeds, config.seed)

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from rectified.binary import Indicators, anneal, convert, outer_layers, set_progress
+from rectified.binary.estimators import ESTIMATORS
 from rectified.binary.layers import binary_layers
 from rectified.data import ImageData, load_images
 from rectified.errors import UserError
-from rectified.jobs.binarize_settings import ARMS, BinarizeConfig, fit_config, network
+from rectified.jobs.binarize_settings import BinarizeConfig, fit_config, network
 from rectified.jobs.classifiers import build, plain_batches, training_batches
 from rectified.runs import FileStore
 from rectified.training import (
@@ -90,7 +91,7 @@ def make_network(config: BinarizeConfig, images: ImageData, estimator: str, seed
     """The network of an arm, with the initial weights that a seed decides."""
     recipe = network(config.model)
     made = build(config.model, images, seed=seed, weights=config.weights, by=recipe)
-    arm = ARMS[estimator]
+    arm = ESTIMATORS[estimator]
     if arm.weights is None:
         return made
     return convert(
@@ -176,7 +177,7 @@ def _accuracy(model: nn.Module, batches: Any, device: str) -> float:
 def _record(
     task: Task, epoch: int, accuracy: float, measured: Mapping[str, Any], found: Trained
 ) -> None:
-    is_float = ARMS[task.estimator].weights is None
+    is_float = ESTIMATORS[task.estimator].weights is None
     about = {"seed": task.seed, "estimator": task.estimator}
     found.rows.append(
         {

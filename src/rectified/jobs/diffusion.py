@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rectified import flow
 from rectified.errors import UserError, choose
@@ -19,11 +19,19 @@ from rectified.jobs import flow_settings
 from rectified.jobs.diffusion_pipeline import PipelineConfig, run_pipeline
 from rectified.jobs.flow_settings import FlowConfig
 from rectified.jobs.flow_study import FlowStudy
-from rectified.jobs.options import Numbers
+from rectified.jobs.options import Numbers, listing
 from rectified.runs import Run
 
 FORMS = ("v_prediction", "noise", "target", "edm")
 BASE, RECTIFIED = "diffusion", "rd"
+
+
+def curved_paths() -> list[str]:
+    """The names of the paths of diffusion models."""
+    return [name for name, path in flow_settings.PATHS.items() if not path.is_straight]
+
+
+_PATH = "the diffusion's, Stable Diffusion's being scaled_linear: "
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,6 @@ class DiffusionConfig:
     Attributes:
         data: digits, a folder or hub name of images, or points as for `rectified flow`.
         limit: use at most this many training examples.
-        path: vp_linear, vp_cosine, sub_vp, edm, ddpm, scaled_linear (Stable Diffusion's).
         predict: v_prediction, noise, target, edm.
         loss: of the rectification: auto (squared error of the prediction; for noise, the
             reference code's pseudo-Huber on the target), or squared, huber, target_huber,
@@ -63,7 +70,7 @@ class DiffusionConfig:
 
     data: str = "digits"
     limit: int | None = None
-    path: str = "vp_linear"
+    path: Annotated[str, listing(_PATH, curved_paths())] = "vp_linear"
     predict: str = "v_prediction"
     loss: str = "auto"
     phases: int = 1
@@ -127,7 +134,7 @@ def check(config: DiffusionConfig) -> None:
     Raises:
         UserError: if not.
     """
-    choose("path", config.path, [name for name in flow_settings.PATHS if name != "straight"])
+    choose("path", config.path, curved_paths())
     choose("prediction", config.predict, list(FORMS))
     for name in ("phases", "rectify_updates"):
         value = getattr(config, name)

@@ -3,57 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rectified import flow
 from rectified.errors import UserError, choose
-from rectified.flow.paths import AffinePath
-from rectified.flow.times import TimeDistribution
-from rectified.jobs.options import Numbers, Words, seed_list
+from rectified.flow.losses import LOSSES
+from rectified.flow.paths import PATHS
+from rectified.flow.solvers import SOLVERS
+from rectified.flow.times import TIMES
+from rectified.jobs.options import Numbers, Words, listing, seed_list
 from rectified.training import FitConfig
 
-PATHS: dict[str, AffinePath] = {
-    "straight": flow.straight,
-    "vp_cosine": flow.vp_cosine,
-    "vp_linear": flow.vp_linear,
-    "sub_vp": flow.sub_vp,
-    "edm": flow.edm,
-    "ddpm": flow.DDPM(flow.linear_betas()),
-    "scaled_linear": flow.stable_diffusion(),
-}
-TIMES: dict[str, TimeDistribution] = {
-    "uniform": flow.uniform,
-    "u_shaped": flow.u_shaped,
-    "logit_normal": flow.logit_normal,
-    "exponential": flow.exponential,
-    "edm_lognormal": flow.edm_lognormal,
-    "source_mass": flow.EndpointMass(flow.u_shaped, 0.3),
-}
-SOLVERS: dict[str, Any] = {
-    "euler": flow.euler,
-    "midpoint": flow.midpoint,
-    "heun": flow.heun,
-    "rk4": flow.rk4,
-    "natural_euler": flow.natural_euler,
-    "exponential2": flow.exponential2,
-    "renoise": flow.renoise,
-}
-LOSSES: dict[str, Callable[[], tuple[flow.Term, ...]]] = {
-    "squared": lambda: (flow.Term(flow.squared),),
-    "norm": lambda: (flow.Term(flow.norm),),
-    "huber": lambda: (flow.Term(flow.PseudoHuber()),),
-    "target_huber": lambda: (
-        flow.Term(flow.PseudoHuber(1e-3, "none", "element"), "target"),
-    ),  # rectified diffusion's code
-    "target_squared": lambda: (flow.Term(flow.squared, "target"),),
-}
 RECIPES = ("2rf", "2rf++", "rd")  # rd: plain, as `rectified diffusion` calls it
 COUPLINGS = ("independent", "ot", "sinkhorn", "class_ot")
 MODELS = ("mlp", "resmlp", "unet", "dit")
 RENOISE_STEPS = range(2, 9)  # where rf++'s update was seen to help
 RENOISE_GAP = 0.02  # the largest first-order gap at which it is safe
+_SOLVER = (
+    "of the samples: auto (euler, natural_euler off the straight path; renoise beside it where it "
+    "is safe), or "
+)
 
 
 @dataclass(frozen=True)
@@ -71,18 +41,12 @@ class FlowConfig:
         control: train plain 2rf beside 2rf++, to see the difference.
         rounds: flows in all: the first, and its reflows.
         distil: train a one-step network on the last pairs of each recipe too, as its own artefact.
-        path: straight, vp_cosine, vp_linear, sub_vp, edm, ddpm, scaled_linear.
-        predict: velocity, v_prediction, noise, target, score, edm.
         couple: of the first flow: independent, ot (the best within a batch), sinkhorn (nearly), or
             class_ot (the best within a class).
-        times: law of the first flow: uniform, u_shaped, logit_normal, exponential, edm_lognormal,
-            source_mass.
         reflow_times: the same for plain reflow; rf++ has u_shaped, unless this names another.
         loss: squared, norm, huber; target_huber and target_squared compare targets.
         reflow_loss: the same for plain reflow; that of the first flow by default.
         inverted: share of the pairs of a reflow that are real data with their inverted noise.
-        solver: of the samples: auto (euler, natural_euler off the straight path; renoise beside it
-            where it is safe), or euler, midpoint, heun, rk4, natural_euler, exponential2, renoise.
         steps: at which numbers of steps flows are measured.
         model: mlp, resmlp, unet or dit; by the data if auto.
         conditional: give the network the class labels (images).
@@ -111,15 +75,15 @@ class FlowConfig:
     control: bool = True
     rounds: int = 2
     distil: bool = False
-    path: str = "straight"
-    predict: str = "velocity"
+    path: Annotated[str, listing("", PATHS)] = "straight"
+    predict: Annotated[str, listing("", flow.PREDICTIONS)] = "velocity"
     couple: str = "independent"
-    times: str = "uniform"
+    times: Annotated[str, listing("law of the first flow: ", TIMES)] = "uniform"
     reflow_times: str | None = None
     loss: str = "squared"
     reflow_loss: str | None = None
     inverted: float = 0.0
-    solver: str = "auto"
+    solver: Annotated[str, listing(_SOLVER, SOLVERS)] = "auto"
     steps: Numbers = (1, 2, 4, 8, 50)
     model: Literal["auto", "mlp", "resmlp", "unet", "dit"] = "auto"
     conditional: bool = False

@@ -33,13 +33,13 @@ Numbers = Annotated[tuple[int, ...], _comma_separated(int)]
 
 
 def listing(words: str, table: Iterable[str]) -> Any:
-    """The help of an option that takes names of a table, which are listed behind the words.
+    """The help of an option that takes names of a table: some words, then the names.
 
     Example:
-        >>> listing("arms", {"ste": 1, "reste": 2}).help
+        >>> listing("arms: ", {"ste": 1, "reste": 2}).help
         'arms: ste, reste.'
     """
-    return tyro.conf.arg(help=f"{words}: {', '.join(table)}.".removeprefix(": "))
+    return tyro.conf.arg(help=f"{words}{', '.join(table)}.")
 
 
 MOST_SEEDS = 1_000_000

@@ -64,7 +64,7 @@ class PruneConfig:
     model: str = "mlp"
     norm: Literal["auto", "batch", "none"] = "auto"
     weights: str | None = None
-    score: Annotated[Words, listing("pruning methods", SCORES)] = ("magnitude",)
+    score: Annotated[Words, listing("pruning methods: ", SCORES)] = ("magnitude",)
     ap: Words = ("off", "lite")
     cycles: int = 10
     rate: float = 0.2

@@ -37,15 +37,8 @@ from rectified.graphs.sites import trace
 from rectified.pruning.cycle import Stage
 from rectified.pruning.masks import Masks, kept, prunable
 from rectified.pruning.schedule import Schedule
-from rectified.pruning.scores import (
-    Random,
-    Score,
-    ScoreFunction,
-    Scores,
-    Snapshot,
-    Within,
-    magnitude,
-)
+from rectified.pruning.scores import Random, Score, Snapshot, Within, magnitude
+from rectified.pruning.scores.score import ScoreFunction, Scores
 
 Sign = Literal["negative", "positive", "any"]
 

@@ -49,7 +49,8 @@ from rectified.pruning.masks import (
 )
 from rectified.pruning.processes import agree
 from rectified.pruning.schedule import Schedule
-from rectified.pruning.scores import Score, ScoreFunction, Scores, Snapshot, as_score
+from rectified.pruning.scores.score import Score, ScoreFunction, Scores, as_score
+from rectified.pruning.scores.snapshot import Snapshot
 from rectified.training import Batch, Objective, TrainingState
 
 State = dict[str, Tensor]

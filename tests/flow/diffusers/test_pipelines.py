@@ -12,15 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 from rectified.errors import UserError
-from rectified.flow import (
-    DDPM,
-    integrate,
-    natural_euler,
-    predictions,
-    scaled_linear_betas,
-    straight,
-    uniform_grid,
-)
+from rectified.flow import integrate, natural_euler, predictions, straight, uniform_grid
 from rectified.flow.diffusers import (
     DiffusersNetwork,
     Schedule,
@@ -34,6 +26,7 @@ from rectified.flow.diffusers import (
     save_pipeline,
     solve,
 )
+from rectified.flow.paths import DDPM, scaled_linear_betas
 from tests.flow.diffusers import tiny
 from tests.flow.diffusers.tiny import PROMPTS
 

@@ -7,16 +7,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from rectified.errors import UserError
-from rectified.flow import (
-    Discrete,
-    FlowMatching,
-    PairStore,
-    Phased,
-    element_huber,
-    noise_like,
-    predictions,
-    squared,
-)
+from rectified.flow import Discrete, FlowMatching, PairStore, Phased, noise_like, predictions
 from rectified.flow.diffusers import (
     Budget,
     InPieces,
@@ -31,6 +22,7 @@ from rectified.flow.diffusers import (
     solve,
     trained_unet,
 )
+from rectified.flow.losses import element_huber, squared
 from rectified.training import FitConfig, fit
 from tests.flow.diffusers import tiny
 from tests.flow.diffusers.tiny import PROMPTS

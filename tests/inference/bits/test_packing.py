@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rectified.binary import BinaryConv2d, BinaryLinear, binary_layers, convert
+from rectified.binary import BinaryConv2d, BinaryLinear, convert
+from rectified.binary.layers import binary_layers
 from rectified.errors import UserError
 from rectified.inference import pack
 from rectified.inference.bits import operations

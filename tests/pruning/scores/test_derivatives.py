@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from rectified.errors import UserError
-from rectified.pruning.scores import SNIP, Gradient, GraSP, Score, Snapshot, reduce_across_processes
+from rectified.pruning.scores import SNIP, Gradient, GraSP, Score, Snapshot
+from rectified.pruning.scores.derivatives import reduce_across_processes
 from tests.leaving import leave
 from tests.pruning.scores.snapshots import classify, perceptron, snapshot_of
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rectified.errors import UserError
-from rectified.pruning.scores import LookAhead, Neighbours, Snapshot
-from rectified.pruning.scores.lookahead import IDENTITY
+from rectified.pruning.scores import LookAhead, Snapshot
+from rectified.pruning.scores.lookahead import IDENTITY, Neighbours
 from tests.pruning.scores.snapshots import perceptron, residual, snapshot_of
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import rectified.pruning
 from rectified.errors import UserError
 from rectified.pruning.scores import (
     SCORES,
@@ -137,6 +138,13 @@ def test_a_named_score_says_what_it_needs(name: str) -> None:
     )
     score.restore(score.state)
     assert bool(score.state) == (name == "random")
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_named_score_can_be_imported_from_the_package(name: str) -> None:
+    made = SCORES[name](generator())
+    method = type(made) if isinstance(made, Score) else made
+    assert getattr(rectified.pruning, method.__name__) is method
 
 
 def test_a_function_and_a_score_are_driven_alike() -> None:

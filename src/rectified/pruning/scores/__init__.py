@@ -21,16 +21,15 @@ from collections.abc import Callable
 import torch
 
 from rectified.errors import choose
-from rectified.pruning.scores.derivatives import reduce_across_processes
 from rectified.pruning.scores.erk import ERK
 from rectified.pruning.scores.gradient import Gradient
 from rectified.pruning.scores.grasp import GraSP
 from rectified.pruning.scores.lamp import lamp
-from rectified.pruning.scores.lookahead import LookAhead, Neighbours
+from rectified.pruning.scores.lookahead import LookAhead
 from rectified.pruning.scores.magnitude import LayerMagnitude, magnitude
 from rectified.pruning.scores.movement import Movement
 from rectified.pruning.scores.random import Random
-from rectified.pruning.scores.score import Score, ScoreFunction, Scores, as_score
+from rectified.pruning.scores.score import Score, ScoreFunction, as_score
 from rectified.pruning.scores.snapshot import Snapshot
 from rectified.pruning.scores.snip import SNIP
 from rectified.pruning.scores.synflow import SynFlow
@@ -78,11 +77,8 @@ __all__ = [
     "LayerMagnitude",
     "LookAhead",
     "Movement",
-    "Neighbours",
     "Random",
     "Score",
-    "ScoreFunction",
-    "Scores",
     "Snapshot",
     "SynFlow",
     "Within",
@@ -90,5 +86,4 @@ __all__ = [
     "lamp",
     "magnitude",
     "named_score",
-    "reduce_across_processes",
 ]

@@ -1,4 +1,4 @@
-"""One list of properties for every estimator, and the reference's table for ReSTE."""
+"""One list of properties for every estimator of the table."""
 
 import math
 from functools import partial
@@ -6,36 +6,27 @@ from functools import partial
 import pytest
 import torch
 
+from rectified import binary
 from rectified.binary import (
     DSQ,
     EDE,
     FDA,
     RBNN,
-    STE,
-    ApproxSign,
     ClippedSTE,
     Estimator,
     GainSTE,
     ReSTE,
     SwishSign,
     binarize,
+    estimators,
 )
+from rectified.binary.estimators import ESTIMATORS, Surrogate
 from rectified.errors import UserError
 
-ALL = {
-    "STE": STE,
-    "ClippedSTE": ClippedSTE,
-    "ApproxSign": ApproxSign,
-    "SwishSign": SwishSign,
-    "DSQ": DSQ,
-    "EDE": EDE,
-    "RBNN": RBNN,
-    "RBNN activations": partial(RBNN, activations=True),
-    "FDA": FDA,
-    "ReSTE": ReSTE,
-    "GainSTE": GainSTE,
-}
-SCHEDULED = {"EDE", "RBNN", "RBNN activations", "FDA", "ReSTE", "GainSTE"}
+MAKERS = [make for row in ESTIMATORS.values() for make in (row.weights, row.activations) if make]
+ALL = {type(make()).__name__: type(make()) for make in MAKERS}
+ALL["RBNN activations"] = partial(RBNN, activations=True)
+SCHEDULED = {name for name, make in ALL.items() if make().state_dict()}
 # where f is differentiable and f' is its derivative, away from kinks
 RANGES = {
     "ClippedSTE": (0, 0.999),
@@ -106,7 +97,6 @@ def test_nan_shows_in_the_gradient_and_not_in_the_sign(name):
 @every
 def test_the_state_survives_a_state_dict(name):
     estimator, fresh = at(name, 0.7), ALL[name]()
-    assert bool(estimator.state_dict()) == (name in SCHEDULED)
     fresh.load_state_dict(estimator.state_dict())
     x = grid()
     assert torch.equal(fresh.slope(x), estimator.slope(x))
@@ -159,99 +149,15 @@ def test_later_estimators_are_nearer_to_the_sign(name):
     assert errors == sorted(errors, reverse=True)
 
 
-# ---- ReSTE
+def test_these_estimators_change_over_training():
+    assert {"EDE", "RBNN", "RBNN activations", "FDA", "ReSTE", "GainSTE"} == SCHEDULED
 
 
-REFERENCE = {  # x -> gradient of the authors' code at o = 3, which was run
-    2.0: 0.0,
-    1.5: 0.254,
-    1.0: 0.333,
-    0.5: 0.529,
-    0.1: 4.642,
-    0.05: 4.642,
-    0.0: 4.642,
-}
-
-
-def test_reste_reproduces_the_references_gradients():
-    x = torch.tensor(list(REFERENCE), requires_grad=True)
-    binarize(x, ReSTE(o=3)).sum().backward()
-    assert x.grad.tolist() == pytest.approx(list(REFERENCE.values()), abs=5e-4)
-
-
-@pytest.mark.parametrize(
-    ("o", "plateau"), [(1, 1), (2, 3.1622777), (3, 4.6415888), (5, 6.3095734), (10, 7.9432823)]
-)
-def test_the_plateau_is_the_secant_and_the_slope_falls_by_o_behind_it(o, plateau):
-    estimator = ReSTE(o=o)
-    at_m, behind = estimator.slope(torch.tensor([0.1, 0.1 + 1e-8], dtype=torch.float64))
-    assert at_m.item() == pytest.approx(plateau, rel=1e-6)
-    assert at_m.item() == pytest.approx((0.1 ** (1 / o)) / 0.1, rel=1e-6)
-    assert (at_m / behind).item() == pytest.approx(o, rel=1e-5)
-    assert estimator.slope(torch.tensor([1.5, 1.5001])).tolist()[1] == 0
-
-
-def test_reste_begins_as_the_straight_through_estimator_cut_at_t():
-    x = grid()
-    assert torch.equal(ReSTE().slope(x), ClippedSTE(1.5).slope(x))
-    assert torch.equal(ReSTE().value(x), x)
-
-
-def test_reste_with_a_large_o_is_the_sign():
-    x = grid(0.01)
-    assert torch.allclose(ReSTE(o=1e6).value(x), x.sign(), atol=1e-4)
-
-
-def test_reste_is_rational_it_is_never_further_from_the_sign_than_the_identity():
-    x = grid()
-    for o in (1.5, 3, 10):
-        distance = (ReSTE(o=o).value(x) - torch.where(x >= 0, 1.0, -1.0)).abs()
-        assert (distance <= (x - torch.where(x >= 0, 1.0, -1.0)).abs() + 1e-12).all()
-
-
-@pytest.mark.parametrize(
-    ("o", "error", "gain", "spread"),
-    [
-        (1, 0.636, 0.866, 0.34),
-        (2, 0.392, 0.811, 0.77),
-        (3, 0.295, 0.801, 1.17),
-        (10, 0.112, 0.796, 2.11),
-    ],
-)
-def test_error_gain_and_spread_on_a_normal_input(o, error, gain, spread):
-    """Values of an independent exact integration; gains by Stein's identity near E|z| = 0.798."""
-    z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(400_000) + 0.5).double() / 400_000)
-    estimator = ReSTE(o=o)
-    distance = estimator.value(z) - torch.where(z >= 0, 1.0, -1.0)
-    assert distance.square().mean().sqrt().item() == pytest.approx(error, abs=2e-3)
-    assert estimator.slope(z).mean().item() == pytest.approx(gain, abs=2e-3)
-    assert estimator.slope(z).std().item() == pytest.approx(spread, abs=1e-2)
-
-
-def test_the_schedule_is_slow_at_first_and_reaches_its_end():
-    estimator = ReSTE(o_end=3)
-    found = []
-    for progress in (0, 0.5, 1):
-        estimator.schedule(progress)
-        found.append(estimator.o.item())
-    assert found == pytest.approx([1, 3 - math.sqrt(2), 3])
-
-
-def test_relative_bounds_move_with_the_tensor():
-    estimator, z = ReSTE(o=3, relative=True), torch.randn(1000)
-    z = (z - z.mean()) / z.std(correction=0)
-    absolute = ReSTE(o=3)
-    assert torch.allclose(estimator.slope(z), absolute.slope(z), rtol=1e-3)
-    # a tenth of the spread: the same entries on the plateau and behind the cut
-    small = estimator.slope(z / 10)
-    assert torch.equal(small == 0, absolute.slope(z) == 0)
-    assert torch.equal(small == small.max(), absolute.slope(z) == absolute.slope(z).max())
-    assert estimator.slope(torch.full((3,), 2.0)).isfinite().all()
-
-
-def test_the_gain_control_has_restes_plateau():
-    x = torch.linspace(-1.5, 1.5, 7)
-    assert torch.allclose(GainSTE(o=3).slope(x), ReSTE(o=3).slope(torch.zeros(7)))
+def test_the_table_has_every_estimator():
+    exported = [getattr(estimators, name) for name in estimators.__all__]
+    classes = {one for one in exported if isinstance(one, type) and issubclass(one, Surrogate)}
+    assert classes - {Surrogate} == {type(make()) for make in MAKERS}
+    assert all(getattr(binary, one.__name__) is one for one in classes)
 
 
 def test_a_number_can_be_put_into_the_state():
