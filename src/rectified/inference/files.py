@@ -6,7 +6,7 @@ network is stored as weights without their zeros (`sparse.files`) and comes back
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ def load(path: str | Path) -> PackedModel | dict[str, Tensor]:
     return _READERS[kind](path)
 
 
-_READERS = {
+_READERS: dict[str, Callable[[str | Path], PackedModel | dict[str, Tensor]]] = {
     packed_files.HEADER["format"]: packed_files.load_packed,
     sparse_files.HEADER["format"]: sparse_files.load_sparse,
 }

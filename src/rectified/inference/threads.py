@@ -32,7 +32,7 @@ threads is changed (`sched_setaffinity`, where the system has it), that of no ot
 
 Needs numba, the extra `fast`. Its own threading layers do not serve. Measured
 (`benchmarks/inference/bench_threads.py`), to hand over one of two halves of 2 microseconds costs 1
-microsecond here, 2 by GNU OpenMP (`omp`), 8 by `tbb` and 46 by `workqueue`; OpenMP ends forked
+microsecond here, 1 to 2 by GNU OpenMP (`omp`), 8 by `tbb` and 48 by `workqueue`; OpenMP ends forked
 children, such as those of a data loader, and keeps a core busy for 6 milliseconds after a call,
 and `workqueue` ends a process in which two Python threads call.
 """

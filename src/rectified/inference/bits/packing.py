@@ -167,7 +167,7 @@ def reason_for_float(layer: BitLayer) -> str:
     """
     if layer.activation_bits != 1:
         return f"its inputs have {layer.activation_bits} bits"
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Conv2d):
         return ""
     if layer.groups != 1:
         return f"groups is {layer.groups}, not 1"
@@ -193,34 +193,26 @@ def _bias(layer: BitLayer) -> Tensor:
 def _product(
     layer: BitLayer, step: Step | None = None, *, rows_only: bool = False
 ) -> PackedProduct:
+    outputs, inputs = layer.weight.shape[:2]
     has_step = step is not None
-    if isinstance(layer, nn.Linear):
-        made = PackedProduct(
-            layer.in_features,
-            layer.out_features,
-            is_linear=True,
-            has_step=has_step,
-            rows_only=rows_only,
-        )
+    if isinstance(layer, nn.Conv2d):
+        around = layer.kernel_size, layer.stride, _padding(layer)
+        made = PackedProduct(inputs, outputs, *around, has_step=has_step)
     else:
         made = PackedProduct(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            _padding(layer),
-            has_step=has_step,
+            inputs, outputs, is_linear=True, has_step=has_step, rows_only=rows_only
         )
     made.fill(layer.latent_weight(), layer.alpha(), _bias(layer), step)
     return made
 
 
 def _signed(layer: BitLayer) -> SignedLayer:
-    inner: Any = layer
-    if isinstance(layer, nn.Linear):
-        inner = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    else:
-        inner = _same_shape(layer)
+    outputs, inputs = layer.weight.shape[:2]
+    inner = (
+        _same_shape(layer)
+        if isinstance(layer, nn.Conv2d)
+        else nn.Linear(inputs, outputs, bias=False, device="meta")
+    )
     inner.weight = nn.Parameter(sign(layer.latent_weight()), requires_grad=False)
     made = SignedLayer(inner, layer.activation_bits)
     made.alpha, made.bias = layer.alpha().clone(), _bias(layer)
