@@ -10,8 +10,8 @@ from PIL import Image
 from rectified import flow
 from rectified.cli import main
 from rectified.jobs import JOBS, job_of
-from rectified.jobs.flow import load_field
-from rectified.jobs.flow_data import load_transfer
+from rectified.jobs.flow.data import FlowData
+from rectified.jobs.flow.networks import load_field
 from tests.jobs.conftest import quick_studies
 from tests.jobs.toy import ENTRY
 
@@ -41,6 +41,11 @@ def runs(tmp_path_factory):
     return folder
 
 
+def transfer_of(source):
+    """What the runs on points go from, and to."""
+    return FlowData("moons", source, 100, None).transfer(seed=0, many=20)
+
+
 def sampled(run, out, flags=""):
     assert main(["sample", str(run), "--out", str(out), "--device", "cpu", *flags.split()]) == 0
     return torch.from_numpy(np.load(out / "samples.npy", allow_pickle=False))
@@ -67,14 +72,14 @@ def test_samples_are_what_the_kept_flow_makes_of_seeded_noise_in_the_datas_own_u
         for name in ("mean", "deviation")
     )
     torch.testing.assert_close(found, made * deviation + mean)
-    transfer = load_transfer("moons", "gaussian", seed=0, limit=100, image_size=None, many=20)
+    transfer = transfer_of("gaussian")
     torch.testing.assert_close(found, transfer.unscaled(made))
 
 
 def test_a_transfer_begins_at_points_of_its_source(runs, tmp_path):
     found = sampled(runs / "transfer", tmp_path / "a", "--count 30 --steps 2 --seed 5")
     field, _ = load_field(runs / "transfer" / "model.safetensors")
-    transfer = load_transfer("moons", "gaussians8", seed=0, limit=100, image_size=None, many=20)
+    transfer = transfer_of("gaussians8")
     x0 = transfer.draw(5, 30, held_out=True)
     torch.testing.assert_close(found, flow.generate(field, x0, steps=2, step=flow.euler)[0])
 
@@ -121,7 +126,7 @@ def test_a_distilled_network_is_another_one(runs, tmp_path):
     )
     field, about = load_field(runs / "transfer" / "distilled.safetensors")
     assert about["recipe"] == "2rf+distil"
-    transfer = load_transfer("moons", "gaussians8", seed=0, limit=100, image_size=None, many=20)
+    transfer = transfer_of("gaussians8")
     x0 = transfer.draw(0, 9, held_out=True)
     torch.testing.assert_close(one, x0 + field(x0, torch.tensor(0.0)).detach())
     assert not torch.allclose(plain, one)
