@@ -21,14 +21,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rectified.errors import UserError
 from rectified.jobs import Entry
-from rectified.jobs.values import hints_of, listings_of, read
+from rectified.jobs.values import Settings, hints_of, listings_of, read
 
 HELP = ("-h", "--help")
-_METAVARS = {int: "INT", float: "FLOAT", bool: "{true,false}", str: "TEXT", Path: "PATH"}
+_METAVARS: dict[object, str] = {
+    int: "INT",
+    float: "FLOAT",
+    bool: "{true,false}",
+    str: "TEXT",
+    Path: "PATH",
+}
 
 
 def take(
-    words: Sequence[str], default: Any, verb: str, only: Collection[str] | None = None
+    words: Sequence[str], default: Settings, verb: str, only: Collection[str] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Read the flags of one dataclass of settings.
 
@@ -53,7 +59,7 @@ def take(
     return {name: tuple(v) if isinstance(v, list) else v for name, v in vars(given).items()}, others
 
 
-def refuse_unknown(words: Sequence[str], verb: str, groups: Iterable[Any]) -> None:
+def refuse_unknown(words: Sequence[str], verb: str, groups: Iterable[Settings]) -> None:
     """See that no words are left.
 
     Args:
@@ -78,7 +84,7 @@ def asks_for_help(words: Sequence[str]) -> bool:
     return not set(HELP).isdisjoint(words)
 
 
-def help_page(verb: str, entry: Entry, operand: str, groups: Mapping[str, Any]) -> str:
+def help_page(verb: str, entry: Entry, operand: str, groups: Mapping[str, Settings]) -> str:
     """What `rectified VERB --help` says.
 
     Args:
@@ -111,7 +117,9 @@ def _parser(**how: Any) -> argparse.ArgumentParser:
     )
 
 
-def _add_flags(add: Callable[..., Any], default: Any, only: Collection[str] | None = None) -> None:
+def _add_flags(
+    add: Callable[..., object], default: Settings, only: Collection[str] | None = None
+) -> None:
     listings = {name: one.help for name, one in listings_of(type(default)).items()}
     about = documented(type(default)) | listings
     for name, hint in hints_of(type(default)).items():
@@ -121,7 +129,7 @@ def _add_flags(add: Callable[..., Any], default: Any, only: Collection[str] | No
         add(f"--{_hyphens(name)}", help=text.strip().replace("%", "%%"), **_kind(hint))
 
 
-def _kind(hint: Any) -> dict[str, Any]:
+def _kind(hint: object) -> dict[str, Any]:
     """How argparse reads a value of this annotation."""
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
@@ -130,14 +138,14 @@ def _kind(hint: Any) -> dict[str, Any]:
     return {"type": partial(_read, hint=one), "metavar": _metavar(hint), **several}
 
 
-def _read(word: str, hint: Any) -> Any:
+def _read(word: str, hint: object) -> object:
     try:
         return read(word, hint)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _metavar(hint: Any) -> str:
+def _metavar(hint: object) -> str:
     kind, inside = get_origin(hint), get_args(hint)
     if kind is Annotated:
         listed = _metavar(get_args(inside[0])[0]).replace("TEXT", "NAME")
@@ -149,11 +157,11 @@ def _metavar(hint: Any) -> str:
     return _METAVARS[inside[0] if kind is tuple else hint]
 
 
-def _default(value: Any) -> str:
+def _default(value: object) -> str:
     return "" if value is None else f"(default: {_typed(value)})"
 
 
-def _typed(value: Any) -> str:
+def _typed(value: object) -> str:
     """A value as it is typed."""
     if isinstance(value, tuple):
         return ",".join(map(_typed, value))

@@ -21,6 +21,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from rectified.errors import UserError, choose
 
+Settings = Any
+"""A frozen dataclass of settings; of which class, a verb decides."""
+
 
 @dataclass(frozen=True)
 class Between:
@@ -53,11 +56,10 @@ Words = Annotated[tuple[str, ...], Between(",")]
 Numbers = Annotated[tuple[int, ...], Between(",")]
 """A list of whole numbers: `--steps 1,2,4`."""
 
-_TRUTHS = {"true": True, "false": False}
-_UNFIT = (ValueError, TypeError, LookupError, AttributeError, OverflowError)  # what conversions say
+_UNFIT = (ValueError, TypeError, LookupError, OverflowError)  # what conversions say
 
 
-def read(value: Any, hint: Any, between: str = "") -> Any:
+def read(value: object, hint: object, between: str = "") -> Any:
     """Return `value` as the annotation `hint` has it.
 
     Args:
@@ -83,7 +85,7 @@ def read(value: Any, hint: Any, between: str = "") -> Any:
         raise ValueError(f"must be {described(hint)}, got {value!r:.100}") from None
 
 
-def _read(value: Any, hint: Any, between: str) -> Any:
+def _read(value: object, hint: object, between: str) -> object:
     kind, inside = get_origin(hint), get_args(hint)
     if kind is Annotated:
         return _read(value, inside[0], between or inside[1].sign)
@@ -96,7 +98,7 @@ def _read(value: Any, hint: Any, between: str) -> Any:
     return _SCALARS[hint](value)
 
 
-def _read_any(value: Any, hints: list[Any], between: str) -> Any:
+def _read_any(value: object, hints: Iterable[object], between: str) -> object:
     """The first reading that there is."""
     for hint in hints:
         with suppress(*_UNFIT):
@@ -104,7 +106,7 @@ def _read_any(value: Any, hints: list[Any], between: str) -> Any:
     raise ValueError(value)
 
 
-def _entries(value: Any, between: str) -> list[Any]:
+def _entries(value: object, between: str) -> list[object]:
     if isinstance(value, str) and not between:
         return [value]
     if isinstance(value, str):
@@ -114,37 +116,37 @@ def _entries(value: Any, between: str) -> list[Any]:
     raise TypeError(value)
 
 
-def _nothing(value: Any) -> None:
-    if value is not None and value.lower() != "none":
+def _nothing(value: object) -> None:
+    if str(value).lower() != "none":
         raise ValueError(value)
 
 
-def _truth(value: Any) -> bool:
-    return value if isinstance(value, bool) else _TRUTHS[value.lower()]
+def _truth(value: object) -> bool:
+    return {"true": True, "false": False}[str(value).lower()]
 
 
-def _whole(value: Any) -> int:
+def _whole(value: object) -> int:
     return int(_of_kind(Integral, value))
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     return float(_of_kind(Real, value))
 
 
-def _of_kind(kind: type, value: Any) -> Any:
+def _of_kind(kind: type, value: object) -> Any:
     """A word, or a number of this kind, which a truth value is not."""
     if isinstance(value, bool) or not isinstance(value, kind | str):
         raise TypeError(value)
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str | Path):
         raise TypeError(value)
     return str(value)
 
 
-_SCALARS: dict[Any, Callable[[Any], Any]] = {
+_SCALARS: dict[object, Callable[[Any], object]] = {
     NoneType: _nothing,
     bool: _truth,
     int: _whole,
@@ -152,7 +154,7 @@ _SCALARS: dict[Any, Callable[[Any], Any]] = {
     str: _text,
     Path: Path,
 }
-_DESCRIBED = {
+_DESCRIBED: dict[object, str] = {
     NoneType: "none",
     bool: "true or false",
     int: "a whole number",
@@ -162,7 +164,7 @@ _DESCRIBED = {
 }
 
 
-def described(hint: Any) -> str:
+def described(hint: object) -> str:
     """What an annotation lets a value be.
 
     Example:
@@ -183,7 +185,7 @@ def described(hint: Any) -> str:
     return _DESCRIBED[hint]
 
 
-def hints_of(config: type) -> dict[str, Any]:
+def hints_of(config: type) -> dict[str, object]:
     """What the annotations of a class of settings let values be, by name."""
     hints = get_type_hints(config, include_extras=True)
     return {field.name: _without_listing(hints[field.name]) for field in fields(config)}
@@ -204,7 +206,7 @@ def _without_listing(hint: Any) -> Any:
     return Annotated[inside, kept[0]] if kept else inside
 
 
-def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> Any:
+def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> Settings:
     """Settings from a file as a config object; what the file leaves out is the class's default.
 
     Raises:
@@ -213,7 +215,7 @@ def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> 
     return config(**_read_all(config, settings, f"in {source}"))
 
 
-def override(default: Any, settings: Mapping[str, Any], *, verb: str) -> Any:
+def override(default: Settings, settings: Mapping[str, Any], *, verb: str) -> Settings:
     """`default`, a config object, with the `settings` that somebody gave to a verb.
 
     Raises:
