@@ -90,20 +90,22 @@ RUNS = {  # a run of every verb, as small as it can be
     "--orientations 2",
     "grid": 'sweep prune --grid "seed=0,1" --limit 200 --epochs 1 --cycles 1 --workers 1',
 }
-_PAGES = ("binarize_report", "flow_report", "protein_report", "prune_report", "scatter_report")
+_PAGES = ("binarize_report", "protein_report", "prune_report", "scatter_report")
 
 
 @cache
 def finished() -> list[Path]:
     """Folders of `RUNS`, done here, without pages of their own, whose figures take long."""
     from rectified.cli import main
-    from rectified.jobs import diffusion_pipeline
+    from rectified.jobs import job
+    from rectified.jobs.pipeline import measuring
 
     with ExitStack() as stack:
         for name in (*_PAGES, "sweep_report"):
             module = import_module(f"rectified.jobs.{name}")
             stack.enter_context(patch.object(module, "page", lambda *_: ""))
-        stack.enter_context(patch.object(diffusion_pipeline, "GEOMETRY_STEPS", 4))
+        stack.enter_context(patch.object(job, "html", lambda _: ""))
+        stack.enter_context(patch.object(measuring, "GEOMETRY_STEPS", 4))
         stack.enter_context(small_proteins())
         stack.enter_context(redirect_stdout(StringIO()))
         for name, words in RUNS.items():
