@@ -47,7 +47,7 @@ class DiffusionConfig:
         pair_guidance: the same when pairs are made.
         updates: training steps of the diffusion model.
         rectify_updates: training steps of each rectification.
-        batch_size: examples a step.
+        batch_size: examples per step.
         learning_rate: at its peak.
         ema: decay of the moving average of the weights.
         pairs: how many are made.
@@ -93,7 +93,7 @@ DEFAULT = DiffusionConfig()
 
 @dataclass(frozen=True)
 class DiffusionPlan:
-    """What is trained and measured.
+    """A diffusion model, its rectifications and their control.
 
     Attributes:
         config: the settings; filled in by `check`.
@@ -111,7 +111,7 @@ class DiffusionPlan:
 
 
 def resolve(config: DiffusionConfig) -> DiffusionPlan:
-    """What the settings mean; what is left to the data stays open in `config`.
+    """Make a plan of settings; what is left to the data stays open in its `config`.
 
     Raises:
         UserError: for a word that is not known or no form of a diffusion, or an impossible number.

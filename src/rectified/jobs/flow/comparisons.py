@@ -44,20 +44,20 @@ def of_arm(rows: Sequence[Row], arm: Arm) -> list[Row]:
 
 
 def plain_solver(rows: Sequence[Row], arm: Arm) -> str:
-    """What a flow is judged by: its first solver, which is renoise only where that was forced."""
+    """The solver that a flow is judged by: its first, renoise only where that was forced."""
     return str(of_arm(rows, arm)[0]["solver"])
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """What can be said of one flow against another, corrected for the number of comparisons."""
+    """Every comparison of one flow with another, corrected for their number."""
     return statistics.verdicts([*_of_recipes(rows), *_of_renoise(rows)])
 
 
 def _of_recipes(rows: Sequence[Row]) -> Iterator[Row]:
-    known, measured = arms(rows), all_steps(rows)
-    for recipe, number in known:
+    every, measured = arms(rows), all_steps(rows)
+    for recipe, number in every:
         for ours, theirs, wanted in _RIVALS:
-            if recipe != ours or (theirs, number) not in known:
+            if recipe != ours or (theirs, number) not in every:
                 continue
             for steps in measured:
                 if steps not in (wanted or measured[:1]):

@@ -1,4 +1,4 @@
-"""What flows learn from: points or images, and a source."""
+"""The data of flows: points or images, and a source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rectified.flow.couplings import Source, gaussian
 
 DRAWN = 20_000  # points that a drawn distribution is learnt from
 _POINT_FILES = (".npy", ".csv")
-_TEST_SHARE = 5  # one point in so many of a file is held out
+_TEST_SHARE = 5  # one in so many points of a file is held out
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +150,12 @@ class Transfer:
 
     @cached_property
     def train(self) -> Tensor:
-        """What is learnt from."""
+        """Target points that are learnt from."""
         return self.scaled(self.target.train)
 
     @cached_property
     def reference(self) -> Tensor:
-        """What samples are compared with."""
+        """Target points that samples are compared with."""
         return self.scaled(self.target.reference)
 
     def scaled(self, points: Tensor) -> Tensor:

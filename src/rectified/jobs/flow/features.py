@@ -65,15 +65,15 @@ class Features(nn.Module):
         self.classes = nn.Linear(hidden, classes)
 
     def blocks(self, x: Float[Tensor, "n channels height width"]) -> list[Tensor]:
-        """What comes out of every activation, first to last."""
-        found = []
+        """Outputs of every activation, first to last."""
+        outputs = []
         for number, convolution in enumerate(self.convolutions):
             x = convolution(x).relu()
-            found.append(x)
+            outputs.append(x)
             if number == 1 and x.shape[-1] > self.side:
                 x = nn.functional.max_pool2d(x, 2)
         x = nn.functional.adaptive_avg_pool2d(x, self.side)
-        return [*found, self.hidden(x.flatten(1)).relu()]
+        return [*outputs, self.hidden(x.flatten(1)).relu()]
 
     def features(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
         """The hidden layer."""

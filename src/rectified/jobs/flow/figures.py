@@ -27,7 +27,7 @@ def curves(
         between: what that is the distance of, in words.
     """
     return lines(
-        [_curve(label, found) for label, found in distances.items()],
+        [_curve(label, by_steps) for label, by_steps in distances.items()],
         title="Distance against steps",
         x_label="steps of the solver",
         y_label=f"log10 of {name}",
@@ -38,9 +38,9 @@ def curves(
     )
 
 
-def _curve(label: str, found: Mapping[int, Interval]) -> Series:
-    values = list(found.values())
-    x, y = [float(steps) for steps in found], [_log(v.mean) for v in values]
+def _curve(label: str, distances: Mapping[int, Interval]) -> Series:
+    values = list(distances.values())
+    x, y = [float(steps) for steps in distances], [_log(v.mean) for v in values]
     if math.isnan(values[0].half_width):
         return Series(label, x, y)
     low = [_log(max(v.low, 1e-2 * v.mean)) for v in values]
@@ -91,7 +91,7 @@ def drawings(shown: Mapping[str, Any], steps: Sequence[int]) -> Iterator[Figure]
 
 
 def _paths(name: str, states: np.ndarray, reference: np.ndarray) -> Figure:
-    """Where points go, from the source to the target."""
+    """Paths of points from the source to the target."""
 
     def draw(axes: Any, sheet: Sheet) -> list[Any]:
         count = states.shape[1] if sheet.width > 400 else states.shape[1] // 2

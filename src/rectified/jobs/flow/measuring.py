@@ -1,4 +1,4 @@
-"""What is measured of a flow: its geometry, and its distance from the data in a few steps."""
+"""Measurements of a flow: its geometry, and its distance from the data in a few steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN_PATHS, SHOWN_IMAGES, PATH_STEPS = 150, 10, 32
 
 
 def measure(plan: FlowPlan, trial: Trial, stage: Stage, field: Field) -> tuple[list[Row], Row]:
-    """Rows of one flow, and what else is to be known of it."""
+    """Rows and notes of one flow."""
     bent, gap = _geometry(plan, trial, field)
     geometry = {
         "straightness": bent.total,
@@ -45,9 +45,9 @@ def measure(plan: FlowPlan, trial: Trial, stage: Stage, field: Field) -> tuple[l
 def _geometry(plan: FlowPlan, trial: Trial, field: Field) -> tuple[flow.Straightness, float]:
     """How straight a flow is, and its first-order gap."""
     few, labels = trial.held_out(trial.samples)[:GEOMETRY], _labels(trial)
-    known = field if labels is None else field.given(labels[:GEOMETRY], plan.config.guidance)
-    bent = flow.straightness(known, plan.path.start(few), step=plan.step)
-    return bent, flow.first_order_gap(known, few)
+    given = field if labels is None else field.given(labels[:GEOMETRY], plan.config.guidance)
+    bent = flow.straightness(given, plan.path.start(few), step=plan.step)
+    return bent, flow.first_order_gap(given, few)
 
 
 def _labels(trial: Trial) -> Tensor | None:
@@ -93,7 +93,7 @@ def _costs(trial: Trial, stage: Stage) -> Row:
 
 
 def drawn(plan: FlowPlan, trial: Trial, field: Field) -> Tensor:
-    """What the report draws: paths of points, or the same images in every number of steps.
+    """Draw for the report: paths of points, or the same images in every number of steps.
 
     Returns:
         (times, points, 2) or (steps + 1, images, ...), the source first; empty where there is no

@@ -15,7 +15,7 @@ from rectified.jobs.flow.recipes import Stage
 from rectified.jobs.flow.trial import Trial
 from rectified.runs import CHECKPOINT
 
-SHARD = 4096  # pairs a file; making so many takes seconds, and that is what a kill can cost
+SHARD = 4096  # pairs per file; making so many takes seconds, and that is what a kill can cost
 
 
 def make_pairs(
@@ -59,7 +59,7 @@ def make_pairs(
 
 def _solver(plan: FlowPlan, *, is_image: bool) -> str:
     if not plan.path.is_straight:
-        return "exponential2"  # of second order there, at one evaluation a step
+        return "exponential2"  # of second order there, at one evaluation per step
     return "natural_euler" if is_image else "rk4"
 
 
@@ -81,9 +81,9 @@ def _inverted(plan: FlowPlan, trial: Trial, teacher: Field, count: int) -> Tenso
     """The noise of the first training examples."""
     data = trial.transfer.train[:count].to(trial.place).split(SHARD)
     labels = trial.transfer.target.labels[:count].to(trial.place).split(SHARD)
-    known = [teacher.given(part) if trial.classes else teacher for part in labels]
+    fields = [teacher.given(part) if trial.classes else teacher for part in labels]
     parts = [
         flow.invert(field, part, steps=plan.config.pair_steps)
-        for field, part in zip(known, data, strict=True)
+        for field, part in zip(fields, data, strict=True)
     ]
     return torch.cat(parts).cpu()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RENOISE_STEPS = range(2, 9)  # where rf++'s update was seen to help
 RENOISE_GAP = 0.02  # the largest first-order gap at which it is safe
-SMALL_IMAGE = 256  # numbers an image up to which a perceptron is enough
+SMALL_IMAGE = 256  # numbers per image up to which a perceptron is enough
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Budget:
         model: mlp, resmlp, unet or dit.
         updates: training steps of the first flow.
         reflow_updates: training steps of each later one.
-        batch_size: examples a step.
+        batch_size: examples per step.
         learning_rate: at its peak.
         pairs: how many are made for a reflow.
         samples: generated for each distance.
@@ -46,9 +46,9 @@ class Budget:
     samples: int
 
     def given(self, config: FlowConfig) -> Budget:
-        """The same with what the settings say."""
-        said = {field.name: getattr(config, field.name) for field in fields(self)}
-        return replace(self, **{k: v for k, v in said.items() if v not in (None, "auto")})
+        """The same but for what the settings say."""
+        own = {field.name: getattr(config, field.name) for field in fields(self)}
+        return replace(self, **{k: v for k, v in own.items() if v not in (None, "auto")})
 
 
 # what is measured to suffice (points: 3x64 perceptron; images: residual perceptron or U-Net)
@@ -58,7 +58,7 @@ LARGE = Budget("unet", 20_000, 10_000, 128, 2e-4, 20_000, 5000)
 
 
 def usual_budget(shape: tuple[int, ...]) -> Budget:
-    """What suffices for points or images of a shape."""
+    """The budget that suffices for points or images of a shape."""
     if len(shape) == 1:
         return POINTS
     return IMAGES if math.prod(shape) <= SMALL_IMAGE else LARGE
@@ -84,7 +84,7 @@ class Solvers:
 
 @dataclass(frozen=True)
 class FlowPlan:
-    """What is trained and measured.
+    """A study of flows: which are trained, and how they are measured.
 
     Attributes:
         config: the settings of flows; filled in by `check`.
@@ -112,7 +112,7 @@ class FlowPlan:
 
     @property
     def step(self) -> Any:
-        """The solver of one evaluation a step that suits the path."""
+        """The solver of one evaluation per step that suits the path."""
         return flow.euler if self.path.is_straight else flow.natural_euler
 
     @property
@@ -122,7 +122,7 @@ class FlowPlan:
 
     @property
     def last(self) -> Stage:
-        """What the study is about: the last flow of the first recipe that was named."""
+        """The flow that the study is about: the last of the first recipe that was named."""
         named = [s for s in self.stages if s.recipe.name == self.config.recipe[0]]
         return named[-1] if named else self.stages[0]
 

@@ -49,12 +49,12 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "recipe": recipe,
             "round": number,
             "steps": steps,
-            "distance_mean": found.mean,
-            "distance_ci95": found.half_width,
-            "n": found.n,
+            "distance_mean": distance.mean,
+            "distance_ci95": distance.half_width,
+            "n": distance.n,
             "solver": solver,
         }
-        for (recipe, number, solver, steps), found in _by_point(rows).items()
+        for (recipe, number, solver, steps), distance in _by_point(rows).items()
     ]
 
 
@@ -63,7 +63,7 @@ def _by_point(rows: Sequence[Row]) -> dict[tuple[str, int, str, int], Interval]:
     for row in rows:
         key = (row["recipe"], row["round"], row["solver"], row["steps"])
         values.setdefault(key, []).append(row["distance"])
-    return {key: interval(found) for key, found in values.items()}
+    return {key: interval(distances) for key, distances in values.items()}
 
 
 def named(recipe: str, number: int) -> str:
@@ -77,7 +77,7 @@ def named(recipe: str, number: int) -> str:
 
 
 def subtitle(results: Results) -> str:
-    """What was run, in one line."""
+    """Source, data and seeds, in one line."""
     settings = results.settings
     count = len(_seeds(results))
     source = settings.get("source", "gaussian")
@@ -87,7 +87,8 @@ def subtitle(results: Results) -> str:
 
 def sections(results: Results) -> Iterator[Section]:
     """The parts of the report."""
-    yield Section("What was found", (*summary(results), _curves(results)), is_brief=True)
+    yield Section("What was found", tuple(summary(results)), is_brief=True)
+    yield Section("Distance by steps", (_curves(results),))
     drawn = tuple(figures.drawings(results.details["shown"], results.settings["steps"]))
     if drawn:
         yield Section("What it looks like", drawn)
@@ -121,11 +122,11 @@ def _label(arm: Arm, solver: str) -> str:
     return f"{named(*arm)} ({solver})"
 
 
-def _spread(found: Interval) -> str:
-    if math.isnan(found.mean):
+def _spread(value: Interval) -> str:
+    if math.isnan(value.mean):
         return EN_DASH
-    half = "" if math.isnan(found.half_width) else f" ± {found.half_width:.3g}"
-    return f"{found.mean:.3g}{half}"
+    half = "" if math.isnan(value.half_width) else f" ± {value.half_width:.3g}"
+    return f"{value.mean:.3g}{half}"
 
 
 def _lines(rows: Sequence[Row]) -> list[Line]:
@@ -134,12 +135,12 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
 
 def _by_steps(rows: Sequence[Row]) -> dict[Line, dict[int, Interval]]:
     """Distance over seeds of every flow and solver, by ascending numbers of steps."""
-    found = _by_point(rows)
+    distances = _by_point(rows)
     return {
         (arm, solver): {
-            steps: found[*arm, solver, steps]
+            steps: distances[*arm, solver, steps]
             for steps in all_steps(rows)
-            if (*arm, solver, steps) in found
+            if (*arm, solver, steps) in distances
         }
         for arm, solver in _lines(rows)
     }
@@ -160,8 +161,8 @@ def _few_steps(results: Results) -> Table:
     steps = all_steps(results.rows)
     floor, between = _floor(results)
     rows = [
-        (_label(arm, solver), *(_spread(found[n]) if n in found else None for n in steps))
-        for (arm, solver), found in _by_steps(results.rows).items()
+        (_label(arm, solver), *(_spread(own[n]) if n in own else None for n in steps))
+        for (arm, solver), own in _by_steps(results.rows).items()
     ]
     return Table(
         f"{_distance_name(results.rows)} by number of steps",
@@ -174,9 +175,9 @@ def _few_steps(results: Results) -> Table:
 def _in_words(results: Results, arm: Arm) -> str:
     """A flow in few and in many steps, and its geometry."""
     rows = of_arm(results.rows, arm)
-    steps, found = all_steps(results.rows), _by_steps(results.rows)
+    steps, distances = all_steps(results.rows), _by_steps(results.rows)
     few, many = min(steps), max(steps)
-    own = found[arm, plain_solver(rows, arm)]
+    own = distances[arm, plain_solver(rows, arm)]
     bend = _noted(results, arm, "straightness_relative")
     gap = _noted(results, arm, "first_order_gap")
     return (
@@ -196,7 +197,7 @@ def _noted(results: Results, arm: Arm, name: str) -> Interval:
 
 
 def _of_rows(rows: Sequence[Row], name: str) -> Interval:
-    """The mean over seeds of what is the same in every row of a seed."""
+    """The mean over seeds of a quantity that is the same in every row of one seed."""
     return interval({row["seed"]: row[name] for row in rows}.values())
 
 
@@ -224,9 +225,7 @@ def _evidence(verdict: Row, count: int) -> str:
 
 def _curves(results: Results) -> Any:
     floor, between = _floor(results)
-    distances = {
-        _label(arm, solver): found for (arm, solver), found in _by_steps(results.rows).items()
-    }
+    distances = {_label(arm, solver): own for (arm, solver), own in _by_steps(results.rows).items()}
     name = _distance_name(results.rows)
     return figures.curves(distances, name=name, floor=floor, between=between)
 

@@ -67,12 +67,12 @@ def sample(results: Results, options: Any) -> str:
         raise UserError(
             f"a distilled network makes its samples in one step, got steps {options.steps}"
         )
-    found, evaluations = _generated(field, about, results.settings, options)
+    samples, evaluations = _generated(field, about, results.settings, options)
     options.out.mkdir(parents=True, exist_ok=True)
     picture = options.out / "samples.png"
-    save(picture, found[:_PICTURED] if found.ndim == 4 else found)
+    save(picture, samples[:_PICTURED] if samples.ndim == 4 else samples)
     with atomic(options.out / "samples.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, found.numpy(), allow_pickle=False)
+        np.save(file, samples.numpy(), allow_pickle=False)
     return f"{options.count} samples, {evaluations} evaluations each: {picture}"
 
 

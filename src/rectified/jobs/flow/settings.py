@@ -69,7 +69,7 @@ class FlowConfig:
         pair_guidance: the same when pairs are made.
         updates: training steps of the first flow.
         reflow_updates: training steps of each later round.
-        batch_size: examples a step.
+        batch_size: examples per step.
         learning_rate: at its peak.
         ema: decay of the moving average of the weights.
         pairs: how many are made for a reflow.
@@ -123,7 +123,7 @@ DEFAULT = FlowConfig()
 
 
 def resolve(config: FlowConfig, *, first: str = FIRST, phases: int = 1) -> FlowPlan:
-    """What the settings mean; what is left to the data stays open in `config`.
+    """Make a plan of settings; what is left to the data stays open in its `config`.
 
     Args:
         config: of flows.

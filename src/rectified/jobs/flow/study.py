@@ -38,7 +38,7 @@ class Trained:
     Attributes:
         field: the flow.
         rows: what was measured.
-        notes: what else is to be known: pairs, losses, gap.
+        notes: pairs, losses, gap and more.
         drawn: trajectories or images for the report, of the first seed.
     """
 
@@ -61,13 +61,13 @@ def check(plan: FlowPlan) -> FlowPlan:
     accelerator(plan.config.device)
     transfer = plan.data.transfer(seed=plan.seeds[0], many=plan.config.samples or 2)
     target = transfer.target
-    known = plan.filled(target.shape)
+    filled = plan.filled(target.shape)
     classes = target.classes if plan.config.conditional else 0
-    network = build_network(known.budget.model, target.shape, classes, seed=0)
+    network = build_network(filled.budget.model, target.shape, classes, seed=0)
     x = transfer.train[:2]
     with torch.no_grad():
         network(x, x.new_zeros(len(x)))
-    return known
+    return filled
 
 
 def study(plan: FlowPlan, context: Context) -> Findings:
@@ -83,7 +83,7 @@ def study_all(plans: Sequence[FlowPlan], context: Context) -> Findings:
         context: where to work.
     """
     plan = plans[0]
-    if context.progress:  # what is known at once, while it can be stopped at no cost
+    if context.progress:  # at once, while the run can be stopped at no cost
         for words in gain_warnings(plan):
             print(f"rectified: {words}", file=sys.stderr)
     trials: dict[int, Trial] = {}

@@ -53,7 +53,7 @@ def train_phased(plan: FlowPlan, trial: Trial, stage: Stage, teacher: Field) -> 
 def train_on_pairs(
     plan: FlowPlan, trial: Trial, stage: Stage, maker: Stage, teacher: Field
 ) -> tuple[Field, dict[str, Any]]:
-    """A reflow, or a distillation, from the last flow's weights; and what is to be known of it."""
+    """A reflow, or a distillation, from the last flow's weights; and notes on it."""
     pairs = make_pairs(plan, trial, stage, maker, teacher)
     count = min(HELD_OUT, len(pairs[0]) // 10)
     held_out, kept = [p[:count] for p in pairs], [p[count:] for p in pairs]
@@ -79,7 +79,7 @@ def _copied(plan: FlowPlan, trial: Trial, teacher: Field) -> nn.Module:
 
 
 def _data(trial: Trial) -> list[Tensor]:
-    """What a batch of data holds: points, and classes for a conditional flow."""
+    """Data of which batches are drawn: points, and classes for a conditional flow."""
     target = trial.transfer.target
     return [trial.transfer.train, *([target.labels] if trial.classes else [])]
 

@@ -34,12 +34,12 @@ _HELD_OUT = 900_000_000  # seed of source points that no pair begins at
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What all networks of one seed share; classifiers are trained when they are first asked for.
+    """Shared by all networks of one seed; classifiers are trained when they are first asked for.
 
     Attributes:
         seed: of everything that is drawn.
         transfer: the data.
-        classes: that networks are told; 0 for none.
+        classes: that networks are given; 0 for none.
         samples: how many are generated for each distance.
         device: auto, cpu or cuda.
         context: where the study works.
@@ -54,7 +54,7 @@ class Trial:
 
     @cached_property
     def place(self) -> torch.device:
-        """Where networks are."""
+        """The device of the networks."""
         return accelerator(self.device).device
 
     def store(self, kind: str, stage: Stage) -> FileStore:
@@ -97,9 +97,9 @@ class Trial:
 
     def _classifier(self, images: ImageData, layout: Layout, seed: int) -> Classifier:
         words = self.context.words(f"seed {self.seed} features")
-        found = train_classifier(images, layout, seed=seed, device=self.device, progress=words)
-        found.network.to(self.place)
-        return found
+        classifier = train_classifier(images, layout, seed=seed, device=self.device, progress=words)
+        classifier.network.to(self.place)
+        return classifier
 
 
 def trial_of(plan: FlowPlan, seed: int, context: Context) -> Trial:

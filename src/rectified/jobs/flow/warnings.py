@@ -1,4 +1,4 @@
-"""What a user should know before trusting the figures."""
+"""Warnings: doubts that a user should have before trusting the figures."""
 
 from __future__ import annotations
 

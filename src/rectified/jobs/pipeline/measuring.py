@@ -50,7 +50,7 @@ class Comparison:
         return x0, torch.arange(count, device=teacher.device) % len(teacher.prompts)
 
     def solved(self, steps: int) -> Tensor:
-        """What the teacher makes of the held-out noise, in the solver that makes pairs."""
+        """The teacher's samples of the held-out noise, by the solver that makes pairs."""
         (x0, labels), teacher = self.held_out, self.plan.teacher
 
         def part(rows: slice) -> Tensor:
@@ -83,13 +83,13 @@ class Comparison:
     def pictures(self, samples: Tensor) -> Tensor:
         """Pictures in [-1, 1] of a few samples, small enough for a page."""
         pipeline = self.plan.teacher.pipeline
-        found = self.budget.over(
+        decoded = self.budget.over(
             min(len(samples), _SHOWN), lambda rows: diffusers.decode(pipeline, samples[rows]).cpu()
         )
-        scale = _SHOWN_SIDE / max(found.shape[-2:])
+        scale = _SHOWN_SIDE / max(decoded.shape[-2:])
         if scale < 1:
-            found = F.interpolate(found, scale_factor=scale, mode="area")
-        return found.clamp(-1, 1)
+            decoded = F.interpolate(decoded, scale_factor=scale, mode="area")
+        return decoded.clamp(-1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Arm:
 
     Attributes:
         rows: distance by steps.
-        note: what else is to be known.
+        note: gap, floor, protocol and more.
         shown: pictures (steps, images, ...), of the first seed.
     """
 
@@ -107,44 +107,58 @@ class Arm:
     shown: Tensor | None
 
 
-def measure(comparison: Comparison, seed: int, recipe: str, known: Field) -> Arm:
+def measure(comparison: Comparison, seed: int, recipe: str, field: Field) -> Arm:
     """Geometry, and distance at each number of steps, of a teacher or student."""
     plan, budget = comparison.plan, comparison.budget
     x0, labels = comparison.held_out
-    config = plan.config
-    guidance = config.pair_guidance if recipe == TEACHER else config.guidance
+    guidance = plan.config.pair_guidance if recipe == TEACHER else plan.config.guidance
 
     def given(rows: slice) -> Field:
-        return known if labels is None else known.given(labels[rows], guidance)
+        return field if labels is None else field.given(labels[rows], guidance)
 
-    rows, shown = [], []
-    with evaluating(known.module):
+    with evaluating(field.module):
         bent, gap = budget.run(_bends(given, x0))
-        for steps in config.steps:
-            samples = budget.over(len(x0), _sampled(given, x0, steps))
-            rows.append(
-                {
-                    "seed": seed,
-                    "round": 1 if recipe == TEACHER else 2,
-                    "recipe": recipe,
-                    "solver": "natural_euler",
-                    "steps": steps,
-                    "distance": comparison.distance(samples),
-                    "distance_name": "teacher",
-                    "straightness": bent.total,
-                    "transport_cost": bent.total / bent.relative if bent.relative else None,
-                    "first_order_gap": gap,
-                    "evaluations": steps * (2 if labels is not None and guidance != 1 else 1),
-                }
-            )
-            shown.append(comparison.pictures(samples))
+        samples = {
+            steps: budget.over(len(x0), _sampled(given, x0, steps)) for steps in plan.config.steps
+        }
     note = {
         "straightness_relative": bent.relative,
         "first_order_gap": gap,
         "floor": comparison.floor,
-        "terminal_gain": flow.terminal_gain(known.path, known.predicts),
+        "terminal_gain": flow.terminal_gain(field.path, field.predicts),
     }
-    return Arm(rows, note, torch.stack(shown) if seed == plan.seeds[0] else None)
+    per_step = 2 if labels is not None and guidance != 1 else 1  # evaluations
+    rows = [
+        _row(seed, recipe, steps, comparison.distance(made), bent, gap, steps * per_step)
+        for steps, made in samples.items()
+    ]
+    is_first = seed == plan.seeds[0]
+    shown = torch.stack(list(map(comparison.pictures, samples.values()))) if is_first else None
+    return Arm(rows, note, shown)
+
+
+def _row(
+    seed: int,
+    recipe: str,
+    steps: int,
+    distance: float,
+    bent: flow.Straightness,
+    gap: float,
+    evaluations: int,
+) -> Row:
+    return {
+        "seed": seed,
+        "round": 1 if recipe == TEACHER else 2,
+        "recipe": recipe,
+        "solver": "natural_euler",
+        "steps": steps,
+        "distance": distance,
+        "distance_name": "teacher",
+        "straightness": bent.total,
+        "transport_cost": bent.total / bent.relative if bent.relative else None,
+        "first_order_gap": gap,
+        "evaluations": evaluations,
+    }
 
 
 def _bends(
@@ -153,9 +167,9 @@ def _bends(
     """Straightness and first-order gap, on as many samples as there is room for."""
 
     def measured(size: int) -> tuple[flow.Straightness, float]:
-        field, few, step = given(slice(0, size)), x0[:size], flow.natural_euler
-        bent = flow.straightness(field, few, steps=GEOMETRY_STEPS, step=step)
-        return bent, flow.first_order_gap(field, few, steps=GEOMETRY_STEPS)
+        own, few, step = given(slice(0, size)), x0[:size], flow.natural_euler
+        bent = flow.straightness(own, few, steps=GEOMETRY_STEPS, step=step)
+        return bent, flow.first_order_gap(own, few, steps=GEOMETRY_STEPS)
 
     return measured
 

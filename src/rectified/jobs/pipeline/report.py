@@ -12,8 +12,8 @@ from rectified.report import Section, Text
 
 def sections(results: Results) -> Iterator[Section]:
     """The parts of the report."""
-    first, *others = flows.sections(results)
-    guidance = results.settings["guidance"]
+    made = flows.sections(results)  # one by one: a terminal asks for the first alone
+    first, guidance = next(made), results.settings["guidance"]
     place = Text((f"pipeline: {results.folder / 'pipeline'} (guidance_scale {guidance:g})",))
     yield replace(first, parts=(*first.parts, place))
-    yield from others
+    yield from made

@@ -31,7 +31,7 @@ class PipelineConfig:
 
     Attributes:
         pipeline: a folder that diffusers wrote, or a name on the Hugging Face hub.
-        prompts: a text file of prompts, one a line; pair i has prompt i modulo their number.
+        prompts: a text file of prompts, one per line; pair i has prompt i modulo their number.
         prompt: prompts written out, instead of or beside the file.
         pairs: how many are made.
         pair_steps: steps of DPM-Solver++ that make them.
@@ -48,7 +48,7 @@ class PipelineConfig:
         guidance: weight of guidance when the student is sampled.
         text_drop: share of the prompts that are dropped in training, for guidance.
         rectify_updates: training steps.
-        batch_size: examples a step; worked on in parts where memory runs out.
+        batch_size: examples per step; worked on in parts where memory runs out.
         learning_rate: 5e-6, or 1e-4 for LoRA, by default.
         ema: decay of the moving average of the weights.
         lora_rank: train low-rank updates (peft) of this rank; 0 trains all weights.
@@ -88,7 +88,7 @@ class PipelineConfig:
 
     @property
     def data(self) -> str:
-        """What a run's folder is named after."""
+        """The name that a run's folder has."""
         return self.pipeline
 
 
@@ -97,7 +97,7 @@ DEFAULT = PipelineConfig()
 
 @dataclass(frozen=True)
 class PipelinePlan:
-    """What is trained and measured.
+    """The teacher, and how students of it are trained.
 
     Attributes:
         config: the settings, with the learning rate.
@@ -116,12 +116,12 @@ class PipelinePlan:
 
     @property
     def student(self) -> str:
-        """What students are called in rows."""
+        """The name of students in rows."""
         return PHASED if self.config.phases > 1 else RECTIFIED
 
 
 def resolve(config: PipelineConfig) -> PipelinePlan:
-    """What the settings mean.
+    """Make a plan of settings.
 
     Raises:
         UserError: for a value that is impossible.

@@ -25,11 +25,11 @@ from rectified.jobs.pipeline.settings import TEACHER, PipelinePlan
 from rectified.jobs.pipeline.training import Pairs, make_pairs, train
 
 Arms = dict[tuple[int, str], Arm]
-"""What was measured, by seed and recipe, in the order of the work."""
+"""Measured arms by seed and recipe, in the order of the work."""
 
 
 class Notes:
-    """What a user is told at once, and again in the report.
+    """Lines for the user: shown at once, and again in the report.
 
     Args:
         context: where the study works.
@@ -56,7 +56,7 @@ def check(plan: PipelinePlan) -> PipelinePlan:
     teacher = plan.teacher
     schedule = teacher.student_schedule
     _ = teacher.shape
-    if plan.config.lora_rank:  # whether the UNet takes it is known when it is there
+    if plan.config.lora_rank:  # whether the UNet takes it shows when it is there
         diffusers.make_student(teacher.field, schedule, lora_rank=plan.config.lora_rank)
     return plan
 
@@ -90,7 +90,7 @@ def _arms(plan: PipelinePlan, context: Context, budget: Budget) -> Arms:
 
 
 def _kept(context: Context, seed: int, recipe: str) -> Arm | None:
-    """What a run that is resumed has measured already."""
+    """An arm that the run which is resumed has measured already."""
     saved = context.folder.store(f"{recipe}-{seed}").load() if context.folder.resume else None
     return None if saved is None else Arm(**saved)
 

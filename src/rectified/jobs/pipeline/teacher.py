@@ -41,7 +41,7 @@ class Teacher:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of its networks."""
         return choose_device(self._device)
 
     @cached_property
@@ -51,7 +51,7 @@ class Teacher:
 
     @cached_property
     def prompts(self) -> tuple[str, ...]:
-        """What it is asked for; none for a pipeline that takes none."""
+        """All prompts; none for a pipeline that takes none."""
         return (*self._written, *(diffusers.read_prompts(Path(self._file)) if self._file else ()))
 
     @cached_property
@@ -70,7 +70,7 @@ class Teacher:
 
     @cached_property
     def student_schedule(self) -> Schedule:
-        """What a student is trained on."""
+        """The schedule that students are trained on."""
         return diffusers.changed(self.schedule, *self._changes)
 
     @cached_property

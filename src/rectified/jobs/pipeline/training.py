@@ -14,12 +14,12 @@ from rectified.jobs.job import Context
 from rectified.jobs.pipeline.settings import RECTIFIED, PipelinePlan
 from rectified.training import Objective, fit
 
-SHARD = 64  # pairs a file: minutes of a large pipeline, which is what a kill can cost
+SHARD = 64  # pairs per file: minutes of a large pipeline, which is what a kill can cost
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """What students are trained on.
+    """Pairs that students are trained on.
 
     Attributes:
         store: of all pairs.
