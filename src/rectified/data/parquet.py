@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rectified.data.pictures import Picture, decode
 from rectified.data.stored import Stored
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -224,8 +224,9 @@ def _opened(file: Path) -> Iterator[Any]:
             _check_size(file, parquet.metadata)
             yield parquet
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{file} cannot be read as parquet ({reason}); fetch it again") from error
+        raise UserError(
+            f"{file} cannot be read as parquet ({first_line(error)}); fetch it again"
+        ) from error
 
 
 def _check_size(file: Path, about: "pq.FileMetaData") -> None:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rectified.errors import UserError, choose
+from rectified.errors import UserError, choose, first_line
 
 Drawn = Float[Tensor, "count dimensions"]
 
@@ -95,8 +95,7 @@ def read_points(path: Path) -> Drawn:
         *(OSError, ValueError, TypeError, EOFError, OverflowError),
         *(SyntaxError, TokenError),  # NumPy reads the head of an array as Python's literals
     ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is not a table of numbers ({reason})") from error
+        raise UserError(f"{path} is not a table of numbers ({first_line(error)})") from error
     if points.ndim != 2 or not points.numel():
         raise UserError(
             f"{path} must be a table with a row a point, got shape {tuple(points.shape)}"

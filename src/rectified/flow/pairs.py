@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 
 Shard = dict[str, Tensor]
 _FORMAT = 1
@@ -133,7 +133,7 @@ class PairStore:
             tensors = load(path.read_bytes())
         except Exception as error:  # safetensors has several for a damaged file
             raise UserError(
-                f"{path} is damaged or missing ({_first_line(error)}): remove that file and run "
+                f"{path} is damaged or missing ({first_line(error)}): remove that file and run "
                 "again, and it alone is made anew"
             ) from error
         rows = {len(value) for value in tensors.values()}
@@ -214,7 +214,7 @@ def _read_facts(file: Path) -> dict[str, object]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{file} cannot be read ({_first_line(error)}): remove the folder"
+            f"{file} cannot be read ({first_line(error)}): remove the folder"
         ) from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise UserError(f"{file} is not a store of pairs that this version reads")
@@ -232,7 +232,3 @@ def _write(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.files import check_archive
 from rectified.protein.chains import Chain
 from rectified.protein.geometry import peptide_bonds
@@ -93,8 +93,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         *(NotImplementedError, RuntimeError),  # another packing; a password
         *(SyntaxError, TokenError),  # NumPy reads the head of an array as Python's literals
     ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} cannot be read: empty, truncated or damaged ({reason})") from error
+        raise UserError(
+            f"{path} cannot be read: empty, truncated or damaged ({first_line(error)})"
+        ) from error
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
         raise UserError(f"{path} is not a set of chains: it lacks {', '.join(missing)}")

@@ -32,7 +32,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from torch import Tensor
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.files import check_archive, with_no_weights
 from rectified.protein.model import FlowModel, ModelSizes
 
@@ -186,8 +186,9 @@ def read_lightning(path: Path) -> dict[str, Any]:
         *(EOFError, AttributeError, IndexError, RuntimeError, AssertionError, OverflowError),
         *(NotImplementedError, MemoryError, zlib.error),
     ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is damaged or not a Lightning checkpoint ({reason})") from error
+        raise UserError(
+            f"{path} is damaged or not a Lightning checkpoint ({first_line(error)})"
+        ) from error
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
         raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")
     return found
@@ -304,7 +305,7 @@ def _settings_beside(path: Path) -> Mapping[str, Any]:
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not a YAML file ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{file} is not a YAML file ({first_line(error)})") from error
     return _dict(_dict(found).get("model"))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.files import write_tensors
 
 
@@ -79,8 +79,9 @@ def load_tree(path: Path) -> Any:
             raise ValueError("its hash is another")
         return _decode(json.loads(about["tree"]), tensors)
     except (*damage, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path} is damaged or not a checkpoint of ours ({reason})") from error
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of ours ({first_line(error)})"
+        ) from error
 
 
 def _decode(node: Any, tensors: Mapping[str, Any]) -> Any:

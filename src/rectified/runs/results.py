@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 
 RESULTS = "results.json"
 
@@ -47,5 +47,4 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{file} is damaged ({reason})") from error
+        raise UserError(f"{file} is damaged ({first_line(error)})") from error

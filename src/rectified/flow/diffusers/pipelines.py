@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rectified.errors import UserError
-from rectified.flow.diffusers.library import first_line, needed
+from rectified.errors import UserError, first_line
+from rectified.flow.diffusers.library import needed
 from rectified.flow.diffusers.network import DiffusersNetwork
 from rectified.flow.diffusers.prompts import Prompts, encoder
 from rectified.flow.diffusers.schedules import Schedule, few_step_scheduler, read_schedule

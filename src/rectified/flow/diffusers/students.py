@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from rectified.errors import UserError, choose
+from rectified.errors import UserError, choose, first_line
 from rectified.flow import predictions
-from rectified.flow.diffusers.library import first_line, needed
+from rectified.flow.diffusers.library import needed
 from rectified.flow.diffusers.network import DiffusersNetwork
 from rectified.flow.diffusers.schedules import Schedule
 from rectified.flow.fields import Field
