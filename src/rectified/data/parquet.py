@@ -7,7 +7,6 @@ has them. A file belongs to the split that its name gives: `train-00000-of-00002
 """
 
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch import Tensor
 from rectified.data.pictures import Picture, decode
 from rectified.data.stored import Stored
 from rectified.errors import UserError, first_line
+from rectified.files import from_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -263,9 +263,9 @@ def _contents(piece: Piece, rows: Int64[Tensor, " rows"]) -> list[bytes | None]:
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...]:
     try:
-        info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+        info = from_json((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         names = info.get("features", {}).get(label, {}).get("names", ())
-    except (ValueError, AttributeError, RecursionError):  # somebody else's words: no names then
+    except (ValueError, AttributeError):  # somebody else's words: no names then
         return ()
     return tuple(map(str, names)) if isinstance(names, list) else ()
 

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -26,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectified.errors import UserError, first_line
+from rectified.files import read_json, read_tensors, write_tensors, write_text
 
 Shard = dict[str, Tensor]
 _FORMAT = 1
@@ -73,7 +72,7 @@ class PairStore:
         file = self.folder / "store.json"
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(file, json.dumps(self.facts, indent=1).encode())
+            write_text(file, json.dumps(self.facts, indent=1))
             return
         found = _read_facts(file)
         for name, value in self.facts.items():
@@ -106,8 +105,6 @@ class PairStore:
         Raises:
             UserError: if a tensor has not one row a pair, or holds a NaN or infinity.
         """
-        from safetensors.torch import save
-
         rows = self.size(index)
         for name, value in tensors.items():
             if len(value) != rows:
@@ -116,8 +113,8 @@ class PairStore:
                 raise UserError(
                     f"{name} of shard {index} is not finite: what makes the pairs diverges"
                 )
-        _write(
-            self.path(index), save({n: v.detach().cpu().contiguous() for n, v in tensors.items()})
+        write_tensors(
+            self.path(index), {n: v.detach().cpu().contiguous() for n, v in tensors.items()}
         )
 
     def read(self, index: int) -> Shard:
@@ -126,12 +123,10 @@ class PairStore:
         Raises:
             UserError: if it is damaged; the message names it and how to make it anew.
         """
-        from safetensors.torch import load
-
         path = self.path(index)
         try:
-            tensors = load(path.read_bytes())
-        except Exception as error:  # safetensors has several for a damaged file
+            tensors, _ = read_tensors(path)
+        except ValueError as error:
             raise UserError(
                 f"{path} is damaged or missing ({first_line(error)}): remove that file and run "
                 "again, and it alone is made anew"
@@ -210,25 +205,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _read_facts(file: Path) -> dict[str, object]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} cannot be read ({first_line(error)}): remove the folder"
-        ) from error
+    found = read_json(file, remedy="remove the folder")
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise UserError(f"{file} is not a store of pairs that this version reads")
     return found
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -13,17 +13,14 @@ and may hold more. Chains that break a rule are refused one by one, by name.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from tokenize import TokenError
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from rectified.errors import UserError, first_line
-from rectified.files import check_archive
+from rectified.files import read_arrays
 from rectified.protein.chains import Chain
 from rectified.protein.geometry import peptide_bonds
 from rectified.protein.structure_files import ChainRules, ChainSet, read_folder, read_structure
@@ -85,14 +82,8 @@ def load_set(path: Path, rules: ChainRules | None = None) -> ChainSet:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        check_archive(path, stored=False)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (
-        *(OSError, ValueError, BadZipFile, EOFError, zlib.error, MemoryError),
-        *(NotImplementedError, RuntimeError),  # another packing; a password
-        *(SyntaxError, TokenError),  # NumPy reads the head of an array as Python's literals
-    ) as error:
+        arrays = read_arrays(path)
+    except ValueError as error:
         raise UserError(
             f"{path} cannot be read: empty, truncated or damaged ({first_line(error)})"
         ) from error

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from rectified.errors import UserError, first_line
-from rectified.files import check_archive, with_no_weights
+from rectified.files import check_archive, from_json, read_tensors, with_no_weights, write_tensors
 from rectified.protein.model import FlowModel, ModelSizes
 
 PREFIX = "model."
@@ -353,29 +353,16 @@ def metadata(model: FlowModel) -> dict[str, str]:
 
 def save_checkpoint(model: FlowModel, path: Path | str) -> None:
     """Write weights and sizes as safetensors."""
-    from safetensors.torch import save_file
-
     weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    save_file(weights, str(path), metadata(model))
+    write_tensors(Path(path), weights, metadata(model))
 
 
 def _load_ours(path: Path) -> FlowModel:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            sizes = json.loads((file.metadata() or {})[SIZES_KEY])
+        state, about = read_tensors(path)
+        sizes = from_json(about[SIZES_KEY])
         known = {field.name for field in fields(ModelSizes)}
         sizes = ModelSizes(**{name: int(value) for name, value in sizes.items() if name in known})
-    except (
-        SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} is damaged, or not weights of a protein flow ({error})") from error
     return _filled(sizes, state, path)

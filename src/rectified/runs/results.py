@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rectified.errors import UserError, first_line
+from rectified import files
+from rectified.errors import UserError
 
 RESULTS = "results.json"
 
@@ -44,7 +44,4 @@ def read_json(file: Path) -> Any:
     """
     if not file.is_file():
         raise UserError(f"{file.parent} has no {file.name}: it is not a finished run")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({first_line(error)})") from error
+    return files.read_json(file)
