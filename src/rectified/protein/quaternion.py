@@ -168,21 +168,6 @@ def between(q0: Float[Tensor, "*#batch 4"], q1: Float[Tensor, "*#batch 4"]) -> F
     return log(multiply(conjugate(q0), q1))
 
 
-def angular_velocity(
-    t: float | Float[Tensor, "..."],
-    q_t: Float[Tensor, "*#batch 4"],
-    q1: Float[Tensor, "*#batch 4"],
-) -> Float[Tensor, "..."]:
-    """The constant rate (radians in a unit of time) that takes `q_t` at time t < 1 to `q1` at 1.
-
-    Example:
-        >>> angular_velocity(0.5, identity(), exp(torch.tensor([0.0, 0.25, 0.0])))
-        tensor([0.0000, 0.5000, 0.0000])
-    """
-    left = 1 - (t.unsqueeze(-1) if isinstance(t, Tensor) else t)
-    return between(q_t, q1) / left
-
-
 def distance(
     q0: Float[Tensor, "*#batch 4"], q1: Float[Tensor, "*#batch 4"]
 ) -> Float[Tensor, "..."]:

@@ -455,43 +455,6 @@ def _by_rank(score: Tensor, mask: Tensor) -> Tensor:
     return by_rank.view_as(score).masked_fill(score == math.inf, math.inf)
 
 
-def erk_densities(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
-    """The layers' densities under the Erdos-Renyi-kernel rule.
-
-    Args:
-        shapes: weight shapes (out, in, *kernel), by name.
-        density: share of all weights to keep, in (0, 1].
-
-    Returns:
-        A density in (0, 1] for each layer, min(1, c * sum(shape) / prod(shape)), which together
-        keep `density` of all weights.
-
-    Raises:
-        UserError: if `density` is not in (0, 1].
-
-    References:
-        Evci et al., 2020, arXiv 1911.11134, sec. 3.
-
-    Example:
-        >>> erk_densities({"small": (2, 2), "large": (8, 8)}, 0.25)
-        {'small': 0.85, 'large': 0.2125}
-    """
-    if not 0 < density <= 1:
-        raise UserError(f"density must be in (0, 1], got {density}")
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    slopes = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
-    budget = density * sum(sizes.values())
-    open_layers = sorted(shapes, key=slopes.__getitem__)
-    scale = 0.0
-    while open_layers:
-        scale = budget / sum(sum(shapes[name]) for name in open_layers)
-        steepest = open_layers.pop()
-        if scale * slopes[steepest] < 1:
-            break
-        budget -= sizes[steepest]  # it is full; the others share what is left
-    return {name: min(1.0, scale * slope) for name, slope in slopes.items()}
-
-
 def reduce_across_processes(values: Scores) -> Scores:
     """The mean over all processes, where `torch.distributed` runs; else the values themselves.
 
