@@ -330,14 +330,14 @@ class _Study:
             with_noise=self.recipe == RECTIFIED,
         )
         losses = fit(
-            student.network,  # type: ignore[arg-type]
+            student.network,
             InPieces(self.objective(), self.budget),
             batches,
             training(config, seed),
             store=self.folder.store(f"training-{seed}"),
             progress=f"seed {seed} training" if self.progress else "",
         )
-        student.network.eval()  # type: ignore[attr-defined]
+        student.network.eval()
         return student, losses
 
     def objective(self) -> Objective:
@@ -420,7 +420,7 @@ class _Study:
             return bent, flow.first_order_gap(given(part), x0[part], steps=GEOMETRY_STEPS)
 
         rows, shown = [], []
-        with evaluating(known.network):  # type: ignore[arg-type]
+        with evaluating(known.network):
             bent, gap = self.budget.run(bends)
             for steps in config.steps:
                 samples = self.budget.over(len(x0), _sampled(given, x0, steps))

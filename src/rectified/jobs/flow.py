@@ -160,7 +160,7 @@ def _write_networks(study: FlowStudy, done: Mapping[Key, Trained]) -> None:
     if study.config.distil and study.config.rounds > 1:
         files[DISTILLED] = _last(study, "+distil")
     for name, key in files.items():
-        state = done[key].field.network.state_dict()  # type: ignore[attr-defined]
+        state = done[key].field.network.state_dict()
         study.folder.write_weights(state, {**about, "recipe": key.recipe}, name)
 
 
@@ -248,7 +248,7 @@ def sample_run(
         raise UserError(f"a distilled network makes its samples in one step, got steps {steps}")
     config = results["config"]
     place = choose_device(device)
-    field.network.to(place)  # type: ignore[attr-defined]
+    field.network.to(place)
     classes = int(about["classes"])
     labels = _labels(count, classes, label, guidance)
     x0 = _source_points(config, about, count, seed).to(place)

@@ -222,7 +222,7 @@ class FlowStudy:
         rows, measured = self.measure(key, field, transfer)
         shown = self.show(field, transfer) if key.seed == self.seeds[0] else None
         trained = Trained(field, rows, {**notes, **measured}, shown)
-        state = field.network.state_dict()  # type: ignore[attr-defined]
+        state = field.network.state_dict()
         kept = {"network": state, "rows": rows, "notes": trained.notes, "shown": shown}
         self.folder.store(f"round-{key.name}").save(kept)
         for row in rows:
@@ -332,7 +332,7 @@ class FlowStudy:
             kept = self.with_inverted(kept, transfer, teacher)
         objective = self.objective(key, transfer)
         network = self.build(transfer, key.seed)
-        network.load_state_dict(teacher.network.state_dict())  # type: ignore[attr-defined]
+        network.load_state_dict(teacher.network.state_dict())
         self.fit(key, network, objective, kept, is_first=False)
         field = self.field(network)
         checked = flow.check_pairs(*pairs[:2])
@@ -361,7 +361,7 @@ class FlowStudy:
             label_drop=self.config.label_drop if self.config.conditional else 0.0,
         )
         network = self.build(transfer, key.seed)
-        network.load_state_dict(teacher.network.state_dict())  # type: ignore[attr-defined]
+        network.load_state_dict(teacher.network.state_dict())
         self.fit(key, network, objective, self.data(transfer), is_first=False)
         return self.field(network), {"phases": self.phases}
 

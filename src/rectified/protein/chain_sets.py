@@ -22,7 +22,8 @@ import torch
 from rectified.errors import UserError, first_line
 from rectified.files import read_arrays
 from rectified.protein.chains import Chain
-from rectified.protein.geometry import peptide_bonds
+from rectified.protein.folds import helix_and_strand
+from rectified.protein.geometry import peptide_bonds, radius_of_gyration
 from rectified.protein.structure_files import ChainRules, ChainSet, read_folder, read_structure
 
 _REQUIRED = ("coords", "length", "name")
@@ -151,9 +152,6 @@ def select(
         largest_coil: share of residues in neither helix nor strand (P-SEA), at most.
         largest_compactness: radius of gyration over 2.2 n^0.38, at most; 1.3 keeps globular ones.
     """
-    from rectified.protein.folds import helix_and_strand
-    from rectified.protein.geometry import radius_of_gyration
-
     kept = []
     for chain in chains:
         compactness = float(radius_of_gyration(chain.atoms)) / (2.2 * len(chain) ** 0.38)

@@ -53,7 +53,7 @@ def solve(
     scheduler = dpm_solver(schedule)
     scheduler.set_timesteps(steps, device=x0.device)
     x = x0
-    with evaluating(field.network):  # type: ignore[arg-type]
+    with evaluating(field.network):
         for number in scheduler.timesteps:
             output = known.output(x, schedule.time(number).to(x)).to(x.dtype)
             x = scheduler.step(output, number, x, return_dict=False)[0]

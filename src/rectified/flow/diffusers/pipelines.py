@@ -116,7 +116,9 @@ def takes_prompts(pipeline: Any) -> bool:
     return getattr(pipeline, "text_encoder", None) is not None
 
 
-def pipeline_field(pipeline: Any, prompts: Sequence[str] = ()) -> tuple[Field, Schedule]:
+def pipeline_field(
+    pipeline: Any, prompts: Sequence[str] = ()
+) -> tuple[Field[DiffusersNetwork], Schedule]:
     """The pipeline's UNet as a field on its scheduler's path, with the schedule.
 
     Args:
