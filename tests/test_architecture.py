@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "rectified"
 
-FLOOR = {"files", "networks", "foreign", "timing", "statistics"}
+FLOOR = {"files", "networks", "foreign", "seeds", "timing", "statistics"}
 MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "errors": set(),
     **{room: set() for room in FLOOR},
@@ -19,7 +19,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "models": set(),
     "gang": set(),
     "rewriting": set(),
-    "data": {"training"},
+    "data": FLOOR | {"training"},
     "pruning": FLOOR | {"training", "gang", "rewriting"},
     "binary": FLOOR | {"training", "gang", "rewriting"},
     "flow": FLOOR | {"training"},
