@@ -9,11 +9,11 @@ same data as a CPU. Pixels live on the device as `uint8` and become floating poi
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from rectified import seeds
 from rectified.data.augment import Augment
 from rectified.data.images import Images
 from rectified.errors import UserError
@@ -40,7 +40,7 @@ class Batches:
         >>> pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
         >>> batches = Batches(Images(pixels, torch.arange(10), peak=10), 4, seed=0)
         >>> [labels.tolist() for _, labels in batches.epoch(3)]
-        [[9, 3, 4, 0], [6, 8, 5, 7]]
+        [[2, 6, 7, 1], [4, 8, 9, 0]]
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Batches:
         Returns:
             Images, standardised, and their class numbers.
         """
-        generator = _generator(self.seed, number)
+        generator = seeds.generator(self.seed, number, "batches")
         count = len(self.labels)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         for rows in order.to(self.labels.device).split(self.size)[: len(self)]:
@@ -106,9 +106,3 @@ class Batches:
         x = pixels / self.peak
         x = x if self.mean is None else x - self.mean
         return x if self.std is None else x / self.std
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    # The CPU generator reads 32 bits of its seed only; SeedSequence mixes both numbers into them.
-    mixed = np.random.SeedSequence((seed, number)).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(mixed))

@@ -23,11 +23,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rectified import seeds
 from rectified.errors import UserError, first_line
 from rectified.files import read_json, read_tensors, write_tensors, write_text
 
 Shard = dict[str, Tensor]
-_FORMAT = 1
+_FORMAT = 2  # format 1 drew its noise in another way
 _ORDER = "t = 0 source, t = 1 target"
 
 
@@ -185,7 +186,7 @@ def noise_like(
         >>> torch.equal(noise_like((2, 3), 7), noise_like((2, 3), 7))
         True
     """
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(shape, generator=seeds.generator(seed, "noise"), dtype=dtype)
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -207,5 +208,5 @@ def fingerprint(network: nn.Module) -> str:
 def _read_facts(file: Path) -> dict[str, object]:
     found = read_json(file, remedy="remove the folder")
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise UserError(f"{file} is not a store of pairs that this version reads")
+        raise UserError(f"{file} is not a store of pairs that this version reads: remove it")
     return found

@@ -20,13 +20,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rectified import seeds
 from rectified.errors import UserError
 from rectified.flow.pairs import PairStore, fill, fingerprint
 from rectified.jobs import protein_report
 from rectified.jobs.options import seed_list
 from rectified.jobs.protein_settings import ProteinConfig, fit_config, loss, rules
 from rectified.protein.chain_sets import load_chains, select
-from rectified.protein.chains import Chain, ChainBatches, PairBatches, seeded, uniform_times
+from rectified.protein.chains import Chain, ChainBatches, PairBatches, uniform_times
 from rectified.protein.checkpoints import load_checkpoint, metadata
 from rectified.protein.designability import Tools, designable_share, self_consistency
 from rectified.protein.folds import diversity, helix_and_strand, library, tm_scores
@@ -237,7 +238,9 @@ class Study:
 
     def _measure(self, model: FlowModel, seed: int, number: int, length: int, steps: int) -> None:
         """One point: samples, their measures, some of them as files."""
-        noise = prior(self.config.samples, length, generator=seeded(seed, length))
+        noise = prior(
+            self.config.samples, length, generator=seeds.generator(seed, length, "samples")
+        )
         begun = time.perf_counter()
         made = self._sampled(model, noise, steps).to("cpu")
         seconds = (time.perf_counter() - begun) / len(noise)
@@ -347,7 +350,7 @@ def shape(atoms: Float[Tensor, "chains residues atoms 3"]) -> dict[str, Any]:
 
 def windows(chains: list[Chain], length: int) -> Iterator[Float[Tensor, "length 4 3"]]:
     """Windows of real chains, in turns, each chain's at another place."""
-    generator = seeded(0, length)
+    generator = seeds.generator(0, length, "windows")
     for n in range(max(len(chains), _REAL)):
         chain = chains[n % len(chains)]
         start = int(torch.randint(len(chain) - length + 1, (1,), generator=generator))

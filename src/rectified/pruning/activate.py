@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rectified import seeds
 from rectified.errors import UserError, choose
 from rectified.pruning.cycle import Stage
 from rectified.pruning.masks import Masks, bare, kept
@@ -224,7 +225,7 @@ def arm(
         "lite": Activate(layers),
         "pro": Activate(layers),
         "any_sign": Activate(layers, sign="any"),
-        "random": Within(Random(generator or torch.Generator().manual_seed(0)), layers),
+        "random": Within(Random(generator or seeds.generator(0)), layers),
         "off_pro": score,
     }
     # AP and its controls rank all layers together; the score alone goes on as it began
