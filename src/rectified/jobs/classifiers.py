@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ from rectified import models
 from rectified.data import Augment, Batches, ImageData, Images
 from rectified.errors import UserError, choose
 from rectified.files import check_archive
+from rectified.foreign import imported
 from rectified.training import evaluating, logits_of
 
 
@@ -91,16 +89,7 @@ def recipe(model: str) -> Recipe:
 
 
 def _factory(text: str) -> Callable[..., nn.Module]:
-    module_name, _, attribute = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: people keep their model beside them
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever stands in somebody's module
-        raise UserError(
-            f"model {text!r} cannot be imported ({_first_line(error)}): write module:factory, both "
-            "importable from the present folder"
-        ) from error
+    factory = imported(text, kind="model")
 
     def make(**given: Any) -> nn.Module:
         accepted = inspect.signature(factory)
