@@ -22,7 +22,7 @@ from tests.torture.kill import ROWS
 
 SOURCE = Path(__file__).parents[1] / "src" / "rectified"
 
-FLOOR = {"files", "networks", "foreign", "timing", "statistics"}
+FLOOR = {"files", "networks", "foreign", "seeds", "timing", "statistics"}
 MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "errors": set(),
     **{room: set() for room in FLOOR},
@@ -31,7 +31,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "models": set(),
     "graphs": FLOOR,
     "inference": FLOOR | {"graphs"},
-    "data": {"training"},
+    "data": FLOOR | {"training"},
     "pruning": FLOOR | {"training", "graphs"},
     "binary": FLOOR | {"training", "graphs"},
     "flow": FLOOR | {"training"},

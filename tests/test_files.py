@@ -9,16 +9,23 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from rectified import files
+from rectified.errors import UserError
 from rectified.files import (
     atomic,
+    atomic_folder,
     check_archive,
     check_gzip,
     check_shapes,
+    from_json,
+    read_arrays,
+    read_json,
+    read_tensors,
     to_json,
     with_no_weights,
     write_tensors,
@@ -71,6 +78,96 @@ def test_a_full_disk_is_an_os_error_for_tensors_too(tmp_path, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
     assert target.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def names(folder):
+    return sorted(str(entry.relative_to(folder)) for entry in folder.rglob("*"))
+
+
+def test_a_folder_is_complete_before_it_has_its_name_and_replaces_the_old(tmp_path):
+    target = tmp_path / "parts"
+    target.mkdir()
+    (target / "old.txt").touch()
+    with atomic_folder(target) as temporary:
+        (temporary / "new.txt").touch()
+        assert names(target) == ["old.txt"]
+    assert names(tmp_path) == ["parts", "parts/new.txt"]
+
+
+def test_a_folder_that_fails_leaves_the_old_one_alone(tmp_path):
+    target = tmp_path / "parts"
+    with atomic_folder(target) as temporary:
+        (temporary / "old.txt").touch()
+    with pytest.raises(ZeroDivisionError), atomic_folder(target) as temporary:
+        (temporary / "half.txt").write_text("half" * (1 // 0))
+    assert names(tmp_path) == ["parts", "parts/old.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        (b"{", "Expecting property name"),
+        (b"[" * 100_000, "recursion"),
+        (b"\xff", "can't decode"),
+    ],
+)
+def test_json_that_cannot_be_read_is_named_with_the_remedy(tmp_path, content, reason):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.json is damaged .*{reason}.*\): copy it anew"):
+        read_json(path, remedy="copy it anew")
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "1" * 5000])
+def test_text_that_is_no_json_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        from_json(text)
+
+
+def test_tensors_and_what_is_said_of_them_come_back(tmp_path):
+    tensors = {"a": torch.arange(3), "b": torch.zeros(0, 2)}
+    write_tensors(tmp_path / "t.safetensors", tensors, {"of": "a network"})
+    found, about = read_tensors(tmp_path / "t.safetensors")
+    assert {name: value.tolist() for name, value in found.items()} == {"a": [0, 1, 2], "b": []}
+    assert about == {"of": "a network"}
+
+
+def test_a_file_need_not_say_anything_of_its_tensors(tmp_path):
+    write_tensors(tmp_path / "t.safetensors", {})
+    assert read_tensors(tmp_path / "t.safetensors") == ({}, {})
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", bytes(8), b"\x02" + bytes(7) + b"{}x"])
+def test_tensors_that_cannot_be_read_are_a_value_error(tmp_path, content):
+    path = tmp_path / "t.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError):
+        read_tensors(path)
+
+
+def test_arrays_come_back(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", x=np.arange(3), word=np.array("w"))
+    found = read_arrays(tmp_path / "a.npz")
+    assert found["x"].tolist() == [0, 1, 2]
+    assert str(found["word"]) == "w"
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "cut", "object", "one"])
+def test_arrays_that_cannot_be_read_are_a_value_error(tmp_path, kind):
+    path = tmp_path / "a.npz"
+    values = np.array([None]) if kind == "object" else np.arange(300)
+    if kind != "missing":
+        np.savez(path, x=values)
+    if kind == "one":  # a single array, under the name of an archive
+        with path.open("wb") as file:
+            np.save(file, values)
+    if kind in ("empty", "cut"):
+        path.write_bytes(path.read_bytes()[: 200 * (kind == "cut")])
+    with pytest.raises(ValueError):
+        read_arrays(path)
 
 
 def test_numbers_that_are_not_finite_become_null_at_any_depth():

@@ -10,7 +10,7 @@ import yaml
 from rectified import foreign
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.foreign import check_consent, factories
+from rectified.foreign import check_consent, factories, imported
 from rectified.jobs import job
 
 NET = """
@@ -160,3 +160,23 @@ def test_factories_are_found_wherever_settings_nest():
     found |= {"cluster": "tcp://host:8786", "rewind": "epoch:2", "scope": "2:4", "n": [1, "h:i"]}
     assert list(factories(found)) == ["a.b:c", "d:e", "f:g", "h:i"]
     assert json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("nowhere:factory", "No module named 'nowhere'"),
+        ("math:missing", "has no attribute 'missing'"),
+        ("broken:factory", "division by zero"),
+        (":factory", "Empty module name"),
+    ],
+)
+def test_what_cannot_be_imported_is_named_with_the_reason(code, reason):
+    Path("broken.py").write_text("1 / 0")
+    with pytest.raises(UserError, match=rf"loss '{code}' cannot be imported \(.*{reason}.*write"):
+        imported(code, kind="loss")
+
+
+def test_code_beside_the_caller_is_found():
+    Path("beside_the_caller.py").write_text("factory = 3")
+    assert imported("beside_the_caller:factory", kind="number") == 3

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from rectified.timing import medians, seconds
+from rectified.timing import interleaved, medians, seconds
 
 
 class Clock:
@@ -36,13 +36,15 @@ def test_calls_take_turns_and_an_odd_round_does_not_count():
         clock.now += next(spent)
 
     ways = {"a": lambda: call("a"), "b": lambda: call("b")}
-    assert medians(ways, rounds=3, clock=clock) == {"a": 1.0, "b": 4.0}
+    times = interleaved(ways, rounds=3, clock=clock)
+    assert times == {"a": [1.0, 100.0, 1.0], "b": [4.0, 4.0, 5.0]}
+    assert medians(times) == {"a": 1.0, "b": 4.0}
     assert turns == ["a", "b"] * 4
 
 
 def test_after_a_rest_a_call_is_woken_before_it_is_timed(monkeypatch):
     rests, calls, clock = [], [], Clock()
     monkeypatch.setattr(time, "sleep", rests.append)
-    medians({"a": lambda: calls.append("a")}, rounds=2, quiet=0.1, clock=clock)
+    interleaved({"a": lambda: calls.append("a")}, rounds=2, quiet=0.1, clock=clock)
     assert rests == [0.1, 0.1]
     assert len(calls) == 1 + 2 * 2

@@ -1,9 +1,16 @@
 """Files: written whole or not at all, and not believed before they are checked.
 
     with atomic(path) as temporary: ...       # takes its name at the end, if all went well
-    write_text(path, text)                    # the same of a text
-    write_tensors(path, tensors, metadata)    # the same of a safetensors file
+    with atomic_folder(path) as temporary: ...
+    write_text(path, text)
+    write_tensors(path, tensors, metadata)    # safetensors
     to_json(value)                            # strict JSON of nested values
+
+Readers execute nothing in what they read, and have one exception for all that can be wrong with it.
+
+    read_json(path)
+    read_tensors(path)                        # safetensors, and what the file says of itself
+    read_arrays(path)                         # .npz
 
 A few kilobytes can say that they hold terabytes: a zip archive whose entries grow when they are
 read, weights whose description asks for a network of 10^12 of them. Both are refused before
@@ -20,14 +27,20 @@ import gzip
 import json
 import math
 import os
+import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
+from rectified.errors import UserError, first_line
+
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -47,7 +60,7 @@ def atomic(path: Path) -> Iterator[Path]:
         >>> target.read_text()
         'whole'
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = _beside(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -61,10 +74,36 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+
+
 def _umask() -> int:
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place at the end, if all went well.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "parts"
+        >>> with atomic_folder(target) as temporary: _ = (temporary / "a.txt").write_text("whole")
+        >>> [entry.name for entry in target.iterdir()]
+        ['a.txt']
+    """
+    temporary = _beside(path)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed and had our number
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)  # a folder that is not empty cannot be replaced
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,13 +113,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file whole or not at all."""
     from safetensors.torch import save
 
     with atomic(path) as temporary:
         # not `save_file`, whose exception does not say that the disk is full
-        temporary.write_bytes(save(dict(tensors), dict(metadata)))
+        temporary.write_bytes(save(dict(tensors), None if metadata is None else dict(metadata)))
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -104,6 +145,74 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [plain(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value that a JSON text stands for.
+
+    Raises:
+        ValueError: if it is no JSON, or nests too deep.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(first_line(error)) from error
+
+
+def read_json(path: Path, *, remedy: str = "") -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        UserError: if it cannot be read, or is damaged.
+    """
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        advice = f": {remedy}" if remedy else ""
+        raise UserError(
+            f"{path} is damaged or cannot be read ({first_line(error)}){advice}"
+        ) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, by name, and what it says of itself.
+
+    Raises:
+        ValueError: if it cannot be read, or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(first_line(error)) from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, by name.
+
+    Raises:
+        ValueError: if it cannot be read, is damaged, holds objects, or grows beyond measure.
+    """
+    import numpy as np
+
+    try:
+        check_archive(path, stored=False)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (
+        *(OSError, ValueError, zipfile.BadZipFile, EOFError, zlib.error, MemoryError),
+        *(NotImplementedError, RuntimeError),  # another packing; a password
+        *(SyntaxError, TokenError),  # NumPy reads the head of an array as Python's literals
+        *(TypeError, AttributeError),  # one array, which is no archive
+    ) as error:
+        raise ValueError(first_line(error)) from error
 
 
 def check_archive(path: Path, *, stored: bool) -> None:

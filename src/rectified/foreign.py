@@ -1,4 +1,4 @@
-"""Code that settings name: `module:factory` runs only if the person at the keyboard said so.
+"""Foreign code: `module:factory` in settings is imported here, and only if somebody said so.
 
 A settings file may come from anybody, with a run, by mail. So a factory that stands in a file, or a
 folder whose scripts would be run (`mpnn`), and not on the command line, is asked about in a
@@ -11,6 +11,7 @@ needs no other flag.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -19,11 +20,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 
 FOLDERS = ("mpnn",)  # settings that name a folder of scripts
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _BETWEEN = re.compile(r"[\s,+='\"]+")  # of command lines, lists and grids
+
+
+def imported(code: str, *, kind: str) -> Any:
+    """What `module:name` names, looked for in the present folder and among what is installed.
+
+    Args:
+        code: `module:name`.
+        kind: what it is meant to be, for the message.
+
+    Raises:
+        UserError: if it cannot be imported.
+
+    Example:
+        >>> imported("math:tau", kind="number")
+        6.283185307179586
+    """
+    module, _, name = code.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: people keep their code beside them
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever stands in somebody's module
+        raise UserError(
+            f"{kind} {code!r} cannot be imported ({first_line(error)}): write module:factory, both "
+            "importable from the present folder"
+        ) from error
 
 
 def factories(value: Any) -> Iterator[str]:

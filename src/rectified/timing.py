@@ -1,15 +1,19 @@
 """Timing: how long calls take, side by side.
 
 A machine's speed drifts, so calls that are compared take turns, round by round, and the median of
-each one's rounds counts. `time.process_time` as the clock counts the CPU time of all threads, which
-somebody else's work on the machine disturbs less; the default is the wall's.
+each one's rounds counts:
+
+    medians(interleaved({"ours": ours, "theirs": theirs}, rounds=15))
+
+`time.process_time` as the clock counts the CPU time of all threads, which somebody else's work on
+the machine disturbs less; the default is the wall's.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -36,15 +40,15 @@ def seconds(call: Call, *, at_least: float = 0.0, clock: Clock = time.perf_count
     return spent / calls
 
 
-def medians(
+def interleaved(
     calls: Mapping[str, Call],
     *,
     rounds: int,
     at_least: float = 0.0,
     quiet: float = 0.0,
     clock: Clock = time.perf_counter,
-) -> dict[str, float]:
-    """Median seconds of each call, over rounds in which the calls take turns.
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round, the calls taking turns.
 
     Args:
         calls: what is compared, by name; each is called once before the first round.
@@ -63,4 +67,14 @@ def medians(
                 time.sleep(quiet)
                 call()
             times[name].append(seconds(call, at_least=at_least, clock=clock))
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    return times
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The median of each call's rounds.
+
+    Example:
+        >>> medians({"a": [1.0, 9.0, 2.0]})
+        {'a': 2.0}
+    """
+    return {name: statistics.median(rounds) for name, rounds in times.items()}

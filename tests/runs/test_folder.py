@@ -142,6 +142,8 @@ def test_a_resumed_run_keeps_its_settings_and_events(tmp_path):
 
 def test_what_a_killed_writer_left_is_swept_up(tmp_path):
     (tmp_path / ".config.yaml.123.tmp").write_text("half")
+    (tmp_path / ".student.123.tmp").mkdir()
+    (tmp_path / ".student.123.tmp" / ".weights.tmp").touch()
     (tmp_path / ".lock").touch()
     begun(tmp_path).close()
     assert files(tmp_path) == [".lock", "config.yaml", "environment.json", "metrics.jsonl"]

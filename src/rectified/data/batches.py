@@ -11,11 +11,11 @@ live on the device as `uint8` and become floating point batch by batch:
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from rectified import seeds
 from rectified.data.augment import Augment
 from rectified.data.images import Images
 from rectified.errors import UserError
@@ -42,7 +42,7 @@ class Batches:
         >>> pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
         >>> batches = Batches(Images(pixels, torch.arange(10), peak=10), 4, seed=0)
         >>> [labels.tolist() for _, labels in batches.epoch(3)]
-        [[9, 3, 4, 0], [6, 8, 5, 7]]
+        [[2, 6, 7, 1], [4, 8, 9, 0]]
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Batches:
 
     def draws(self, number: int) -> "Draws":
         """Everything that is random in an epoch, drawn at once and sent to the device at once."""
-        generator = _generator(self.seed, number)
+        generator = seeds.generator(self.seed, number, "batches")
         count = len(self.labels)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         order = order[: len(self) * self.size]
@@ -149,9 +149,3 @@ class Draws:
     def tensors(self) -> tuple[Tensor, ...]:
         """All of it, in a fixed order."""
         return (self.rows, *self.augmentation)
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    # The CPU generator reads 32 bits of its seed only; SeedSequence mixes both numbers into them.
-    mixed = np.random.SeedSequence((seed, number)).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(mixed))

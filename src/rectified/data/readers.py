@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from rectified import seeds
 from rectified.data.folder import folder_splits
 from rectified.data.hub import hub_splits
 from rectified.data.images import ImageData, Images
@@ -174,7 +175,7 @@ def _deal(
     labels: dict[str, Int64[Tensor, " n"]], seed: int, limit: int | None, validation: float
 ) -> Rows:
     """Decide which rows form each split, on the labels alone."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed, "splits")
     rows = {split: (split, torch.arange(len(values))) for split, values in labels.items()}
     for split, share in (("test", _TEST_SHARE), ("validation", validation)):
         if split not in rows:

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from rectified import seeds
 from rectified.errors import UserError
 from rectified.flow.fields import Field
 from rectified.flow.grids import uniform_grid
@@ -86,7 +87,7 @@ class Draws:
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch: shuffled passes, one after the other."""
         count = len(self.tensors[0])
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        generator = seeds.generator(self.seed, number, "batches")
         wanted = self.size * self.updates
         passes = [
             torch.randperm(count, generator=generator) for _ in range(math.ceil(wanted / count))
@@ -194,8 +195,7 @@ def make_pairs(
         return noise_like((count, *shape), seed)
 
     def drawn(seed: int, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed + 2**31)  # apart from the noise's
-        return torch.randint(classes, (count,), generator=generator)
+        return torch.randint(classes, (count,), generator=seeds.generator(seed, "labels"))
 
     def make(seed: int, count: int) -> dict[str, Tensor]:
         x0 = (source or sources)(seed, count)

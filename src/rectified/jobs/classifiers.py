@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ from rectified import models
 from rectified.data import Augment, Batches, ImageData, Images
 from rectified.errors import UserError, choose, first_line
 from rectified.files import check_archive
+from rectified.foreign import imported
 from rectified.networks import evaluating
 from rectified.training import logits_of
 
@@ -95,7 +93,7 @@ def recipe(model: str) -> Recipe:
 
 
 def _factory(text: str) -> Callable[..., nn.Module]:
-    factory = _imported(text)
+    factory = imported(text, kind="model")
     accepted = inspect.signature(factory)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.parameters.values())
 

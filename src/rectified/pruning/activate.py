@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rectified import seeds
 from rectified.errors import UserError, choose
 from rectified.graphs.copies import bare
 from rectified.graphs.sites import trace
@@ -186,7 +187,7 @@ def arm(
         "lite": Activate(layers),
         "pro": Activate(layers),
         "any_sign": Activate(layers, sign="any"),
-        "random": Within(Random(generator or torch.Generator().manual_seed(0)), layers),
+        "random": Within(Random(generator or seeds.generator(0)), layers),
         "off_pro": score,
     }
     # AP and its controls rank all layers together; the score alone goes on as it began

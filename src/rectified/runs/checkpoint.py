@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rectified.errors import UserError
-from rectified.files import write_tensors
+from rectified.errors import UserError, first_line
+from rectified.files import from_json, read_tensors, write_tensors
 
 
 def save_tree(path: Path, tree: Any) -> None:
@@ -68,19 +68,15 @@ def load_tree(path: Path) -> Any:
     Raises:
         UserError: if the file is damaged or was not written by `save_tree`.
     """
-    from safetensors import SafetensorError, safe_open
-
-    damage = (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = file.metadata() or {}
+        tensors, about = read_tensors(path)
         if _hash(about["tree"], tensors) != about["sha256"]:
             raise ValueError("its hash is another")
-        return _decode(json.loads(about["tree"]), tensors)
-    except (*damage, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path} is damaged or not a checkpoint of ours ({reason})") from error
+        return _decode(from_json(about["tree"]), tensors)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of ours ({first_line(error)})"
+        ) from error
 
 
 def _decode(node: Any, tensors: Mapping[str, Any]) -> Any:

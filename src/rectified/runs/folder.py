@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rectified.errors import UserError
-from rectified.files import TEMPORARY, plain, to_json, write_tensors, write_text
+from rectified.files import TEMPORARY, plain, read_tensors, to_json, write_tensors, write_text
 from rectified.runs.card import card
 from rectified.runs.checkpoint import FileStore
 from rectified.runs.results import RESULTS
@@ -142,8 +142,8 @@ class Run:
     ) -> None:
         if self.replace:
             self._empty()
-        for stale in self.path.rglob(f".*{TEMPORARY}"):  # of a process that was killed
-            stale.unlink()
+        for stale in list(self.path.rglob(f".*{TEMPORARY}")):  # of a process that was killed
+            _remove(stale)
         if not self.resume:
             write_config(self.path / CONFIG, verb, config)
         if not (self.path / "environment.json").exists():
@@ -154,10 +154,7 @@ class Run:
         entries = [entry for entry in self.path.iterdir() if entry.name != _LOCK]
         # the settings last: without them the rest would be somebody else's
         for entry in sorted(entries, key=lambda entry: entry.name == CONFIG):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            _remove(entry)
 
     def _withdraw(self, is_new: bool) -> None:
         """Leave nothing of a run that could not begin."""
@@ -225,7 +222,8 @@ class Run:
             **more,
         }
         if self.writer and (self.path / WEIGHTS).is_file():
-            self.write_text("README.md", card(plain(results), _metadata(self.path / WEIGHTS)))
+            _, about = read_tensors(self.path / WEIGHTS)
+            self.write_text("README.md", card(plain(results), about))
         self.write_json(RESULTS, results)
         if self.writer:
             drop_checkpoint(self.path)
@@ -245,11 +243,11 @@ def drop_checkpoint(path: Path) -> None:
         shutil.rmtree(path / CHECKPOINT, ignore_errors=True)
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_leftover(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.runs import RESULTS
 
 LEFT_HERE = (".lock", ".*", "checkpoint/*", "tensorboard/*", "*.tmp")
@@ -57,8 +57,8 @@ def push_to_hub(path: Path, repository: str, *, private: bool = True) -> str:
             commit_message="A run of rectified",
         )
     except (HfHubHTTPError, OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"the Hub did not take {repository} ({reason}); the run is finished, and lies in {path}"
+            f"the Hub did not take {repository} ({first_line(error)}); the run is finished, and "
+            f"lies in {path}"
         ) from None
     return f"https://huggingface.co/{repository}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from rectified import files
 from rectified.errors import UserError
 
 RESULTS = "results.json"
@@ -44,8 +44,4 @@ def read_json(file: Path) -> Any:
     """
     if not file.is_file():
         raise UserError(f"{file.parent} has no {file.name}: it is not a finished run")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{file} is damaged ({reason})") from error
+    return files.read_json(file)

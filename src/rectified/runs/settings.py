@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.files import plain, write_text
 
 CONFIG = "config.yaml"
@@ -32,8 +32,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
             f"no settings at {path} ({error.strerror}): give the {CONFIG} of an earlier run"
         ) from error
     except (ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path} is not a YAML file of settings ({reason})") from error
+        raise UserError(f"{path} is not a YAML file of settings ({first_line(error)})") from error
     if not isinstance(found, dict) or not isinstance(found.get("verb"), str):
         raise UserError(f"{path} is not a run's {CONFIG}: it does not say which verb it is for")
     if not all(isinstance(name, str) for name in found):

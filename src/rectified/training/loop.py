@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rectified.errors import UserError
+from rectified.seeds import seeded
 from rectified.training.devices import accelerator
 from rectified.training.ema import EMA
 from rectified.training.optimizers import learning_rate_factor, make_optimizer, restore_optimizer
@@ -89,7 +89,7 @@ def fit(
     with _bar(progress, steps * (stop - start), steps * len(losses)) as bar:
         loop = _Loop(model, wrapped, objective, optimizer, config, hooks, bar)
         for epoch in range(start + len(losses), stop):
-            with _seeded(config.seed, epoch, process.device):
+            with seeded(config.seed, epoch, "training", device=process.device):  # dropout's draws
                 losses.append(loop.epoch(epoch, batches))
             due = time.monotonic() - saved_at > _SAVE_EVERY_SECONDS
             if store is not None and due and process.is_main_process:
@@ -192,14 +192,6 @@ def _share(batch: Batch, process: Accelerator, config: FitConfig) -> tuple[Batch
     if config.channels_last:
         moved = tuple(v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for v in moved)
     return moved, weight
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Dropout and its like draw from a state that seed and epoch alone decide."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed * 1_000_003 + epoch)  # a prime: distinct for each pair in use
-        yield
 
 
 def _bar(words: str, total: int, done: int) -> Any:

@@ -1,6 +1,7 @@
 """Pairs of a pipeline and students trained on them: resumable, in pieces, whole or by LoRA."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from rectified.flow.diffusers import (
     trained_unet,
 )
 from rectified.flow.losses import element_huber, squared
+from rectified.seeds import seeded
 from rectified.training import FitConfig, fit
 from tests.flow.diffusers import tiny
 from tests.flow.diffusers.tiny import PROMPTS
@@ -60,7 +62,8 @@ def test_pairs_are_what_the_solver_makes_of_noise_and_prompts(known, store):
     x0 = torch.cat([noise_like((n, 4, 8, 8), 7 + i) for i, n in enumerate((4, 4, 2))])
     labels = found["prompt"]
     wanted = solve(*known, x0, steps=3, labels=labels, guidance=3.0)
-    torch.testing.assert_close(found["x1"], wanted, atol=1e-5, rtol=1e-4)
+    # float32 sums in other orders, as the batches are of other sizes
+    torch.testing.assert_close(found["x1"], wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_making_pairs_goes_on_where_it_stopped(known, store, tmp_path):
@@ -345,8 +348,15 @@ def test_a_phased_student_is_trained_saved_and_sampled_in_a_step_a_phase(known, 
         loss=element_huber,
     )
     batches = PipelineBatches(store, size=5, updates=15, with_noise=False)
-    losses = fit(student.network, InPieces(objective, Budget(5, silent)), batches, CONFIG)
-    assert losses[-1] < losses[0]
+
+    def loss():
+        with torch.no_grad(), seeded(0):  # the same draws before and after
+            return sum(float(objective(student.network, batch)) for batch in batches.epoch(0))
+
+    before = loss()
+    gentle = replace(CONFIG, learning_rate=1e-4)  # it begins at the teacher, near the best
+    fit(student.network, InPieces(objective, Budget(5, silent)), batches, gentle)
+    assert loss() < before
     pipeline = tiny.stable_diffusion(tmp_path)
     save_pipeline(pipeline, trained_unet(student), schedule, tmp_path / "phased")
     again = DiffusionPipeline.from_pretrained(tmp_path / "phased")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 
 
 def needed(name: str) -> Any:
@@ -21,8 +21,3 @@ def needed(name: str) -> Any:
             f"{name} is needed for pipelines of diffusers and cannot be imported "
             f'({first_line(error)}): pip install "rectified[diffusers]"'
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of what another library says, short enough for a line of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from rectified import seeds
 from rectified.errors import UserError
 from rectified.flow.diffusers.memory import Budget
 from rectified.flow.diffusers.schedules import Schedule, dpm_solver
@@ -53,7 +54,7 @@ def solve(
     scheduler = dpm_solver(schedule)
     scheduler.set_timesteps(steps, device=x0.device)
     x = x0
-    with evaluating(field.module):
+    with evaluating(field.network):
         for number in scheduler.timesteps:
             output = known.output(x, schedule.time(number).to(x)).to(x.dtype)
             x = scheduler.step(output, number, x, return_dict=False)[0]
@@ -154,7 +155,7 @@ class PipelineBatches:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        generator = seeds.generator(self.seed, number, "batches")
         waiting: Batch = ()
         given = 0
         while True:

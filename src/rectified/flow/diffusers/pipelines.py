@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rectified.errors import UserError
-from rectified.flow.diffusers.library import first_line, needed
+from rectified.errors import UserError, first_line
+from rectified.files import atomic_folder, read_json
+from rectified.flow.diffusers.library import needed
 from rectified.flow.diffusers.network import DiffusersNetwork
 from rectified.flow.diffusers.prompts import Prompts, encoder
 from rectified.flow.diffusers.schedules import Schedule, few_step_scheduler, read_schedule
@@ -93,10 +92,7 @@ def _check_parts(folder: Path) -> None:
     index = folder / _INDEX
     if not index.is_file():
         raise UserError(f"{folder} has no {_INDEX}: it is not the folder of a pipeline")
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{index} is damaged ({first_line(error)}): copy it anew") from error
+    named = read_json(index, remedy="copy it anew")
     if not isinstance(named, dict) or not isinstance(named.get("_class_name"), str):
         raise UserError(f"{index} names no pipeline of diffusers: copy it anew")
     code = next(folder.rglob("*.py"), None)
@@ -120,7 +116,9 @@ def takes_prompts(pipeline: Any) -> bool:
     return getattr(pipeline, "text_encoder", None) is not None
 
 
-def pipeline_field(pipeline: Any, prompts: Sequence[str] = ()) -> tuple[Field, Schedule]:
+def pipeline_field(
+    pipeline: Any, prompts: Sequence[str] = ()
+) -> tuple[Field[DiffusersNetwork], Schedule]:
     """The pipeline's UNet as a field on its scheduler's path, with the schedule.
 
     Args:
@@ -193,11 +191,8 @@ def save_pipeline(pipeline: Any, unet: Any, schedule: Schedule, folder: Path) ->
     options = {n: v for n, v in pipeline.config.items() if n in taken and n not in parts}
     student = kind(**{n: v for n, v in parts.items() if n in taken}, **options)
     student.set_progress_bar_config(disable=True)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    with _told_by_number():
+    with atomic_folder(folder) as temporary, _told_by_number():
         student.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that is gone on with
-    temporary.replace(folder)
     return student
 
 

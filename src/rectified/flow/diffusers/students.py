@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from rectified.errors import UserError, choose
+from rectified.errors import UserError, choose, first_line
 from rectified.flow import predictions
-from rectified.flow.diffusers.library import first_line, needed
+from rectified.flow.diffusers.library import needed
 from rectified.flow.diffusers.network import DiffusersNetwork
 from rectified.flow.diffusers.schedules import Schedule
 from rectified.flow.fields import Field
@@ -38,8 +38,12 @@ LOSSES = ("auto", "prediction", "target")
 
 
 def make_student(
-    field: Field, schedule: Schedule, *, lora_rank: int = 0, gradient_checkpointing: bool = False
-) -> Field:
+    field: Field[DiffusersNetwork],
+    schedule: Schedule,
+    *,
+    lora_rank: int = 0,
+    gradient_checkpointing: bool = False,
+) -> Field[DiffusersNetwork]:
     """A copy of a pipeline's field to train.
 
     Args:
@@ -51,7 +55,6 @@ def make_student(
     Raises:
         UserError: for a negative rank, or without `peft`.
     """
-    assert isinstance(field.network, DiffusersNetwork)
     network = field.network.copy()
     if gradient_checkpointing:
         network.unet.enable_gradient_checkpointing()
@@ -71,9 +74,8 @@ def _with_lora(unet: nn.Module, rank: int) -> Any:
         raise UserError(f"this UNet takes no LoRA ({first_line(error)}): train it whole") from error
 
 
-def trained_unet(field: Field) -> Any:
+def trained_unet(field: Field[DiffusersNetwork]) -> Any:
     """The UNet of a student as diffusers knows it: low-rank updates added to the weights."""
-    assert isinstance(field.network, DiffusersNetwork)
     unet: Any = field.network.unet
     if hasattr(unet, "merge_and_unload"):
         unet = unet.merge_and_unload()
