@@ -329,7 +329,7 @@ def reflow(
             f"pairs must be as many source as target points of one shape, got "
             f"{tuple(pairs[0].shape)} and {tuple(pairs[1].shape)}"
         )
-    network = deepcopy(field.module)
+    network = deepcopy(field.network)
     draws = Draws(pairs, size=min(batch_size, len(pairs[0])), updates=updates, seed=config.seed)
     fit(network, objective, draws, config, hooks=hooks, store=store, progress=progress)
     return Field(network.eval(), objective.path, objective.predicts)

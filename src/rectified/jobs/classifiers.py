@@ -17,6 +17,7 @@ from rectified.errors import UserError, choose, first_line
 from rectified.files import check_archive
 from rectified.foreign import imported
 from rectified.networks import evaluating
+from rectified.seeds import seeded
 from rectified.training import logits_of
 
 
@@ -114,19 +115,6 @@ def _factory(text: str) -> Callable[..., nn.Module]:
     return make
 
 
-def _imported(text: str) -> Callable[..., Any]:
-    module, _, attribute = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: people keep their model beside them
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever stands in somebody's module
-        raise UserError(
-            f"model {text!r} cannot be imported ({first_line(error)}): write module:factory, both "
-            "importable from the present folder"
-        ) from error
-
-
 @dataclass(frozen=True)
 class Architecture:
     """Everything that a network is built from.
@@ -183,8 +171,7 @@ class Architecture:
             torch.Size([2, 10])
         """
         made = recipe(self.model) if by is None else by
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)  # the CPU's alone: a GPU's is not put back
+        with seeded(seed, "network"):
             return made.build(
                 num_classes=self.num_classes,
                 in_channels=self.in_channels,

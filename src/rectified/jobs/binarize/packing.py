@@ -8,8 +8,6 @@ architecture nor the training.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +18,13 @@ from torch import Tensor, nn
 
 from rectified.inference.bits import load_packed, pack, save_packed
 from rectified.runs import Run
+from rectified.timing import interleaved, medians
 from rectified.training import logits_of
 
 WEIGHTS = "packed.safetensors"
 BATCHES = (1, 16)
 ROUNDS = 15
-SECONDS_A_ROUND = 0.02  # long against the clock, short against what else the machine does
+SECONDS_PER_ROUND = 0.02  # long against the clock, short against what else the machine does
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Packing:
 
     Attributes:
         sizes: bytes_float, bytes_packed, max_abs_difference and milliseconds, as in results.json.
-        layers: one dict a layer: how it runs, bytes before and after.
+        layers: one dict per layer: how it runs, bytes before and after.
         agreement: share of the examples to which both networks give the same class.
         notes: what could not be done, and why.
     """
@@ -90,20 +89,5 @@ def _milliseconds(network: nn.Module, packed: nn.Module, inputs: Tensor) -> dict
         "channels_last": lambda: network(last),
         "packed": lambda: packed(inputs),
     }
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for way in ways.values():
-        way()
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            times[name].append(_time(way))
-    return {name: 1000 * statistics.median(taken) for name, taken in times.items()}
-
-
-def _time(way: Callable[[], object]) -> float:
-    """Seconds a call, over as many calls as fill a round."""
-    started = time.perf_counter()
-    calls = 0
-    while (spent := time.perf_counter() - started) < SECONDS_A_ROUND:
-        way()
-        calls += 1
-    return spent / calls
+    taken = medians(interleaved(ways, rounds=ROUNDS, at_least=SECONDS_PER_ROUND))
+    return {name: 1000 * seconds for name, seconds in taken.items()}

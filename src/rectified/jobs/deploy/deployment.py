@@ -18,7 +18,7 @@ from rectified.jobs.deploy.export import GRAPH, export
 from rectified.jobs.deploy.lean import WEIGHTS, load_lean, save_lean
 from rectified.jobs.deploy.onnx_layers import onnx_milliseconds
 from rectified.runs import Run
-from rectified.timing import medians
+from rectified.timing import interleaved, medians
 from rectified.training import logits_of
 
 BATCHES = (1, 16)
@@ -131,8 +131,8 @@ def _milliseconds(
         feed = {session.get_inputs()[0].name: inputs.numpy()}
         ways["onnxruntime"] = lambda: session.run(None, feed)
     with torch.no_grad():
-        taken = medians(ways, rounds=ROUNDS, at_least=SECONDS_PER_ROUND, quiet=_quiet())
-    return {name: 1000 * seconds for name, seconds in taken.items()}
+        taken = interleaved(ways, rounds=ROUNDS, at_least=SECONDS_PER_ROUND, quiet=_quiet())
+    return {name: 1000 * seconds for name, seconds in medians(taken).items()}
 
 
 def _quiet() -> float:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectified.jobs.deploy.export import open_session
-from rectified.timing import Call, medians
+from rectified.timing import Call, interleaved, medians
 
 OPSET, IR_VERSION = 17, 8  # old enough for any onnxruntime of the last years
 SECONDS, ROUNDS = 0.01, 5  # of measurement for each layer
@@ -52,8 +52,8 @@ def onnx_milliseconds(
 
 def _milliseconds(call: Call, quiet: float) -> float:
     time.sleep(quiet)
-    times = medians({"layer": call}, rounds=ROUNDS, at_least=SECONDS / ROUNDS)
-    return 1000 * times["layer"]
+    taken = medians(interleaved({"layer": call}, rounds=ROUNDS, at_least=SECONDS / ROUNDS))
+    return 1000 * taken["layer"]
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from rectified.data import (
 from rectified.errors import UserError
 from rectified.flow import FromSet
 from rectified.flow.couplings import Source, gaussian
+from rectified.seeds import generator
 
 DRAWN = 20_000  # points that a drawn distribution is learnt from
 _POINT_FILES = (".npy", ".csv")
@@ -99,7 +100,7 @@ def _drawn(name: str, seed: int, limit: int | None, many: int) -> Samples:
 
 
 def _cut(name: str, points: Tensor, seed: int, limit: int | None, many: int) -> Samples:
-    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(points), generator=generator(seed, "split"))
     held = max(len(points) // _TEST_SHARE, 1)
     return _points(name, points[order[held:]][:limit], points[order[:held]][:many])
 
@@ -174,11 +175,11 @@ class Transfer:
         """Source points by seed; `held_out` ones were never trained on."""
         if self.source is None:
             shape = (count, *self.target.shape)
-            return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            return torch.randn(shape, generator=generator(seed, "source"))
         if self.source.name in DISTRIBUTIONS:
             return draw_points(self.source.name, count, seed + 2**20)
         pool = self.source.reference if held_out else self.source.train
-        rows = torch.randint(len(pool), (count,), generator=torch.Generator().manual_seed(seed))
+        rows = torch.randint(len(pool), (count,), generator=generator(seed, "source"))
         return pool[rows]
 
 

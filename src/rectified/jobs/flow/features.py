@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectified.data import Batches, ImageData
+from rectified.seeds import seeded
 from rectified.training import FitConfig, classification, classification_quality, evaluate, fit
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -111,8 +112,7 @@ def train_classifier(
     """
     half = torch.full((images.channels,), 0.5)  # pixels to [-1, 1], as samples are
     shape = (images.channels, images.height, images.width)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, "features"):
         network = Features(shape, len(images.classes), layout)
     is_small = len(images.train) < 10_000
     config = FitConfig(

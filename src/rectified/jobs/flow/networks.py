@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from rectified import flow, models
@@ -18,6 +17,7 @@ from rectified.jobs.flow.recipes import Stage
 from rectified.jobs.flow.trial import Trial
 from rectified.jobs.job import Results
 from rectified.runs import Run
+from rectified.seeds import seeded
 
 WEIGHTS, DISTILLED, FIRST_WEIGHTS = (
     "model.safetensors",
@@ -35,8 +35,7 @@ def build_network(model: str, shape: tuple[int, ...], classes: int, *, seed: int
         classes: for a conditional network; 0 for none.
         seed: of its initial weights.
     """
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed, "network"):
         if model == "mlp":
             return models.VelocityMLP(shape[0])
         if model == "resmlp":
@@ -87,7 +86,7 @@ def write_networks(
         if stage.recipe.is_distilled and stage.start == plan.last:
             files[DISTILLED] = stage
     for name, stage in files.items():
-        state = fields[stage].module.state_dict()
+        state = fields[stage].network.state_dict()
         folder.write_weights(state, {**about, "recipe": stage.recipe.name}, name)
 
 
@@ -130,4 +129,4 @@ def _loaded(about: Mapping[str, str], state: dict[str, Tensor]) -> nn.Module:
 
 def network_of(results: Results) -> nn.Module:
     """The network that a finished run is about."""
-    return load_field(results.folder / WEIGHTS)[0].module
+    return load_field(results.folder / WEIGHTS)[0].network

@@ -32,7 +32,7 @@ def make_pairs(
     """
     target, solver = trial.transfer.target, _solver(plan, is_image=trial.transfer.target.is_image)
     identity: dict[str, str | int | float] = {
-        "model": flow.fingerprint(teacher.module),
+        "model": flow.fingerprint(teacher.network),
         "steps": plan.config.pair_steps,
         "solver": solver,
     }

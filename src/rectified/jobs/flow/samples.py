@@ -81,7 +81,7 @@ def _generated(
 ) -> tuple[Tensor, int]:
     """Samples in the data's own unit, and evaluations for each."""
     place = choose_device(options.device)
-    field.module.to(place)
+    field.network.to(place)
     labels = _labels(options.count, int(about["classes"]), options.label, options.guidance)
     x0 = _source_points(settings, about, options.count, options.seed).to(place)
     samples, evaluations = flow.generate(

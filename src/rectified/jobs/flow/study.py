@@ -123,7 +123,7 @@ def _work(plan: FlowPlan, trial: Trial, stage: Stage, done: Mapping[Any, Trained
     rows, measured = measure(plan, trial, stage, field)
     notes = {**learnt, **measured}
     picture = drawn(plan, trial, field) if trial.seed == plan.seeds[0] else None
-    state = field.module.state_dict()
+    state = field.network.state_dict()
     trial.store("round", stage).save(
         {"network": state, "rows": rows, "notes": notes, "shown": picture}
     )

@@ -16,6 +16,7 @@ from rectified.jobs.flow.plan import FlowPlan
 from rectified.jobs.flow.recipes import Recipe, Stage
 from rectified.jobs.flow.trial import Trial
 from rectified.networks import evaluating
+from rectified.seeds import seeded
 from rectified.training import Objective, fit
 
 HELD_OUT = 1000  # pairs that a reflow is not trained on, at most a tenth
@@ -74,7 +75,7 @@ def train_on_pairs(
 def _copied(plan: FlowPlan, trial: Trial, teacher: Field) -> nn.Module:
     """A network that begins where another ended."""
     network = new_network(plan, trial)
-    network.load_state_dict(teacher.module.state_dict())
+    network.load_state_dict(teacher.network.state_dict())
     return network
 
 
@@ -122,6 +123,5 @@ def _pair_notes(trial: Trial, pairs: Sequence[Tensor]) -> dict[str, Any]:
 def _loss(trial: Trial, field: Field, objective: FlowMatching, pairs: Sequence[Tensor]) -> float:
     """The objective on some pairs, in evaluation mode."""
     rows = tuple(p[:HELD_OUT].to(trial.place) for p in pairs)
-    with torch.random.fork_rng(), evaluating(field.module):
-        torch.manual_seed(trial.seed)
-        return float(objective(field.module, rows))
+    with seeded(trial.seed, "loss", device=trial.place), evaluating(field.network):
+        return float(objective(field.network, rows))

@@ -26,6 +26,7 @@ from rectified.jobs.flow.plan import FlowPlan
 from rectified.jobs.flow.recipes import Stage
 from rectified.jobs.job import Context
 from rectified.runs import FileStore
+from rectified.seeds import generator
 from rectified.training import accelerator
 
 _PERCEPTUAL_WEIGHT = 1.0  # of each layer, as measured on digits
@@ -73,8 +74,8 @@ class Trial:
         """Classes to generate, each alike; None for flows without."""
         if not self.classes:
             return None
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randint(self.classes, (count,), generator=generator).to(self.place)
+        drawn = torch.randint(self.classes, (count,), generator=generator(seed, "labels"))
+        return drawn.to(self.place)
 
     @cached_property
     def distance(self) -> Distance:

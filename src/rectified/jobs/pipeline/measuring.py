@@ -116,7 +116,7 @@ def measure(comparison: Comparison, seed: int, recipe: str, field: Field) -> Arm
     def given(rows: slice) -> Field:
         return field if labels is None else field.given(labels[rows], guidance)
 
-    with evaluating(field.module):
+    with evaluating(field.network):
         bent, gap = budget.run(_bends(given, x0))
         samples = {
             steps: budget.over(len(x0), _sampled(given, x0, steps)) for steps in plan.config.steps

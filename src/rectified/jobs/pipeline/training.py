@@ -12,6 +12,7 @@ from rectified.flow import Field, PairStore, Phased, diffusers
 from rectified.flow.diffusers import Budget, InPieces, PipelineBatches
 from rectified.jobs.job import Context
 from rectified.jobs.pipeline.settings import RECTIFIED, PipelinePlan
+from rectified.seeds import seeded
 from rectified.training import Objective, fit
 
 SHARD = 64  # pairs per file: minutes of a large pipeline, which is what a kill can cost
@@ -72,8 +73,7 @@ def train(
     plan: PipelinePlan, context: Context, budget: Budget, pairs: Pairs, seed: int
 ) -> tuple[Field, list[float]]:
     """One student, and its losses."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)  # of low-rank updates, which begin at random
+    with seeded(seed, "student"):  # low-rank updates begin at random
         student = diffusers.make_student(
             plan.teacher.field,
             plan.teacher.student_schedule,
@@ -88,14 +88,14 @@ def train(
         with_noise=plan.student == RECTIFIED,
     )
     losses = fit(
-        student.module,
+        student.network,
         InPieces(_objective(plan), budget),
         batches,
         replace(plan.fitting, seed=seed),
         store=context.folder.store(f"training-{seed}"),
         progress=context.words(f"seed {seed} training"),
     )
-    student.module.eval()
+    student.network.eval()
     return student, losses
 
 

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rectified.protein.chains import Chain, seeded
+from rectified.protein.chains import Chain
 from rectified.protein.folds import diversity, helix_and_strand, tm_scores
 from rectified.protein.geometry import Geometry, histogram_distance, measure, ramachandran, torsions
 from rectified.protein.structure_files import ChainSet
+from rectified.seeds import generator
 from rectified.statistics import interval
 
 ROW = ("ca_bond_valid", "clashes_per_100", "helix", "strand", "radius_of_gyration")
@@ -46,10 +47,10 @@ def shape(atoms: Float[Tensor, "chains residues atoms 3"]) -> dict[str, Any]:
 
 def windows(chains: list[Chain], length: int) -> Iterator[Float[Tensor, "length 4 3"]]:
     """Windows of real chains, in turns, each chain's at another place."""
-    generator = seeded(0, length)
+    places = generator(0, length, "windows")
     for n in range(max(len(chains), _REAL)):
         chain = chains[n % len(chains)]
-        start = int(torch.randint(len(chain) - length + 1, (1,), generator=generator))
+        start = int(torch.randint(len(chain) - length + 1, (1,), generator=places))
         yield chain.atoms[start : start + length]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from rectified.errors import UserError
@@ -16,6 +15,7 @@ from rectified.protein.geometry import measure
 from rectified.protein.model import FlowModel
 from rectified.protein.se3_flow import prior
 from rectified.runs import CHECKPOINT
+from rectified.seeds import generator
 
 _SHARD = 64  # pairs per file: what a kill may cost
 
@@ -47,7 +47,7 @@ def make_pairs(
         )
 
         def make(shard_seed: int, count: int, length: int = length) -> dict[str, Tensor]:
-            noise = prior(count, length, generator=torch.Generator().manual_seed(shard_seed))
+            noise = prior(count, length, generator=generator(shard_seed, "pairs"))
             made = sampler(model, noise, plan.pair_steps)
             return {
                 "x0": noise.translations,

@@ -34,7 +34,7 @@ from rectified.jobs.protein.places import point_name, training_name
 from rectified.jobs.protein.report import verdicts
 from rectified.jobs.protein.settings import Plan
 from rectified.protein.chain_sets import load_chains, select
-from rectified.protein.chains import ChainBatches, PairBatches, seeded, uniform_times
+from rectified.protein.chains import ChainBatches, PairBatches, uniform_times
 from rectified.protein.checkpoints import load_checkpoint, metadata
 from rectified.protein.designability import Tools, designable_share, self_consistency
 from rectified.protein.folds import library
@@ -43,6 +43,7 @@ from rectified.protein.model import FlowModel, sized
 from rectified.protein.sampling import Samples, sample
 from rectified.protein.se3_flow import prior
 from rectified.protein.structure_files import ChainSet, pdb_text
+from rectified.seeds import generator, seeded
 from rectified.statistics import interval
 from rectified.training import Batches, choose_device, evaluating, fit
 
@@ -136,8 +137,7 @@ def new_model(plan: Plan, seed: int) -> FlowModel:
     """The network before its first training."""
     if plan.start is not None:
         return copied(plan.start)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed, "network"):
         return sized(plan.config.preset)
 
 
@@ -267,7 +267,9 @@ class _Study:
 
     def _measure(self, model: FlowModel, seed: int, number: int, length: int, steps: int) -> None:
         """One point: samples, their measures, some of them as files."""
-        noise = prior(self.plan.config.samples, length, generator=seeded(seed, length))
+        noise = prior(
+            self.plan.config.samples, length, generator=generator(seed, length, "samples")
+        )
         begun = time.perf_counter()
         made = self._sampled(model, noise, steps).to("cpu")
         seconds = (time.perf_counter() - begun) / len(noise)

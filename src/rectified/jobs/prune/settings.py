@@ -18,6 +18,7 @@ from rectified.pruning import activate, schedule
 from rectified.pruning.cycle import Rewind, Stage
 from rectified.pruning.masks import droppable
 from rectified.pruning.scores import SCORES, Score, named_score
+from rectified.seeds import generator
 from rectified.training import FitConfig, accelerator
 
 _OF_RECIPE = ("epochs", "batch_size", "learning_rate", "weight_decay", "optimizer", "together")
@@ -187,7 +188,7 @@ def resolve(config: PruneConfig) -> PrunePlan:
 
 def score_of(name: str, seed: int) -> Score:
     """A score that draws what a seed decides, if it draws."""
-    return named_score(name, torch.Generator().manual_seed(seed))
+    return named_score(name, generator(seed, "score"))
 
 
 def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -268,7 +269,7 @@ def _stages(
         layers=layers,
         scope=config.scope,
         floor=config.floor,
-        generator=torch.Generator().manual_seed(seed),
+        generator=generator(seed, "activation"),
     )
 
 

@@ -45,6 +45,7 @@ from rectified.scattering.signals import (
     TrigonometricPolynomial,
     grid_points,
 )
+from rectified.seeds import generator
 
 Row = dict[str, Any]
 SLACK = 1 + 1e-9
@@ -99,7 +100,7 @@ class Scene:
 
     def generator(self) -> torch.Generator:
         """A fresh one: every case draws the same."""
-        return torch.Generator().manual_seed(self.seed)
+        return generator(self.seed, "frames")
 
     def network(self, case: str, side: int | None = None) -> ScatteringNetwork:
         """The network of a case."""

@@ -8,7 +8,6 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-import torch
 
 from rectified.jobs.job import Results
 from rectified.jobs.scatter.cases import PIXELS, networks
@@ -25,6 +24,7 @@ from rectified.report import (
 )
 from rectified.report.drawing import COLOURS, Drawing, Sheet, figure
 from rectified.scattering import FilterBank
+from rectified.seeds import generator
 from rectified.statistics import interval
 
 Row = Mapping[str, Any]
@@ -102,10 +102,9 @@ def sections(results: Results) -> Iterator[Section]:
 
 def first_banks(settings: Row) -> dict[str, FilterBank]:
     """The first bank of every network that a run with these settings checks, on a small grid."""
-    generator = torch.Generator().manual_seed(settings["seed"] or 0)
     return {
         name: layers[0].bank((SIDE, SIDE))
-        for name, layers in networks(generator).items()
+        for name, layers in networks(generator(settings["seed"] or 0, "frames")).items()
         if name in settings["networks"]
     }
 

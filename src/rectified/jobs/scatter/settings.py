@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-
 from rectified.data import ImageData, ImageSource
 from rectified.errors import UserError, choose
 from rectified.jobs.options import Words, check_minima, seed_list
 from rectified.jobs.scatter.cases import networks
+from rectified.seeds import generator
 
-NETWORKS = tuple(networks(torch.Generator().manual_seed(0)))
+NETWORKS = tuple(networks(generator(0, "frames")))
 
 
 @dataclass(frozen=True)
