@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rectified.jobs.statistics import Interval, holm, paired
+from rectified.statistics import Interval, holm, paired
 
 from benchmarks.gpu.prune import STUDIES, Study
 
