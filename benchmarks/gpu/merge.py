@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rectified.statistics import Interval, holm, paired
-
 from benchmarks.gpu.prune import STUDIES, Study
+from rectified.statistics import Interval, holm, paired
 
 BELOW = 0.2  # density
 LEVEL = 0.05
