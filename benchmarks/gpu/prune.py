@@ -124,13 +124,12 @@ def _run(study: Study, sizes: argparse.Namespace, seconds: float) -> dict[str, A
     words = command(study, folder, sizes.data, sizes)
     print(f"rectified {' '.join(words)}", flush=True)
     began, code = time.monotonic(), 0
-    with _alarm(seconds), _timed() as clock:
+    with _alarm(seconds):
         if not (folder / "results.json").exists():
             code = rectified(words)
     found = collect(folder) | {
         "code": code,
         "wall": time.monotonic() - began,
-        "clock": clock,
         "study": vars(study),
     }
     (sizes.out / f"{study.name}.json").write_text(json.dumps(found, indent=1))
@@ -164,10 +163,9 @@ def _line(study: Study, found: dict[str, Any]) -> str:
         accuracy, dead = (100 * _mean(ends, ap, name) for name in ("accuracy", "dynamic_dnr"))
         words.append(f"{ap} {accuracy:.2f} % ({dead:.1f})")
     state = "complete" if found["complete"] else f"stopped ({found['code']})"
-    spent = " ".join(f"{name} {seconds:.0f} s" for name, seconds in found["clock"].items())
     return (
-        f"{study.name:24} {state}, {found['wall']:.0f} s ({spent}), {len(rows)} rows, "
-        f"cycle {last}: {', '.join(words)}"
+        f"{study.name:24} {state}, {found['wall']:.0f} s ({_trained(rows):.0f} s of cycles), "
+        f"{len(rows)} rows, cycle {last}: {', '.join(words)}"
     )
 
 
@@ -192,36 +190,13 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@contextmanager
-def _timed() -> Iterator[dict[str, float]]:
-    """Where a study spends its time: in training, and in measuring networks."""
-    from rectified.jobs.prune import runner
-
-    places = {
-        "train": (runner.Runner, "_train"),
-        "record": (runner.Runner, "_record"),
-        "data": (runner, "seed_data"),
+def _trained(rows: Sequence[dict[str, Any]]) -> float:
+    """Seconds that trainings and their measuring took; a dense network's stand in every arm."""
+    own = {
+        (row["seed"], row["cycle"], row["ap"] if row["cycle"] else ""): row.get("seconds", 0.0)
+        for row in rows
     }
-    spent = dict.fromkeys(places, 0.0)
-    originals = {name: getattr(*place) for name, place in places.items()}
-
-    def timing(name: str) -> Any:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            began = time.monotonic()
-            try:
-                return originals[name](*args, **kwargs)
-            finally:
-                spent[name] += time.monotonic() - began
-
-        return timed
-
-    for name, place in places.items():
-        setattr(*place, timing(name))
-    try:
-        yield spent
-    finally:
-        for name, place in places.items():
-            setattr(*place, originals[name])
+    return sum(own.values())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rectified.pruning.look_ahead import LookAhead
 from torch import Tensor, nn
 
 from rectified import binary, flow, models, pruning, scattering
@@ -261,7 +260,7 @@ UPDATES: dict[str, Callable[[Device], Tensor]] = {
             "snip": scores.SNIP(),
             "grasp": scores.GraSP(),
             "synflow": scores.SynFlow(),
-            "lookahead": LookAhead(),
+            "lookahead": scores.LookAhead(),
         }.items()
     },
     "score random": lambda device: _score(scores.Random(seeded()))(device),
