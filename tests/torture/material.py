@@ -46,7 +46,7 @@ def chains() -> Path:
 @cache
 def pipeline() -> Path:
     """A pipeline of diffusers with random weights."""
-    from tests.flow.diffusers import tiny
+    from tests.flow.pipelines import tiny
 
     torch.manual_seed(0)
     tiny.unconditional().save_pretrained(place() / "unconditional")

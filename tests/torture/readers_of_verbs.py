@@ -301,7 +301,7 @@ def _pipeline_reader(part: str) -> Reader:
         return [(material.pipeline() / place).read_bytes()]
 
     def read(path: Path) -> None:
-        from rectified.flow.diffusers import load_pipeline, pipeline_field, sample_shape
+        from rectified.flow.pipelines import load_pipeline, pipeline_field, sample_shape
 
         folder = path.parent / "pipeline"
         if not folder.exists():

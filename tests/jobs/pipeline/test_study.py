@@ -8,14 +8,14 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 from rectified.errors import UserError
-from rectified.flow import PairStore, diffusers, noise_like
+from rectified.flow import PairStore, noise_like
 from rectified.jobs.job import open_run, perform
 from rectified.jobs.pipeline import JOB, measuring, study, training
 from rectified.jobs.pipeline.settings import PipelineConfig, resolve
 from rectified.jobs.values import from_settings
 from rectified.runs import Run, read_config, write_config
-from tests.flow.diffusers import tiny
-from tests.flow.diffusers.tiny import PROMPTS
+from tests.flow.pipelines import tiny
+from tests.flow.pipelines.tiny import PROMPTS
 from tests.jobs.conftest import without_figures
 
 SMALL = PipelineConfig(
@@ -219,7 +219,7 @@ def test_samples_that_are_not_finite_are_counted_in_the_report(plain, tmp_path, 
         found[0] = torch.inf
         return found
 
-    monkeypatch.setattr("rectified.flow.diffusers.pairs.solve", overflowing)
+    monkeypatch.setattr("rectified.flow.pipelines.pairs.solve", overflowing)
     results, text = done(replace(PLAIN, pipeline=plain), tmp_path / "run")
     assert results["notes"]["seed 0, rd"]["skipped"] == 2
     assert "2 of 8 samples were not finite and are left out" in text

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rectified import flow
-from rectified.flow import Field, diffusers
-from rectified.flow.diffusers import Budget
+from rectified.flow import Field, pipelines
+from rectified.flow.pipelines import Budget
 from rectified.jobs.pipeline.settings import TEACHER, PipelinePlan
 from rectified.networks import evaluating
 
@@ -54,7 +54,7 @@ class Comparison:
         (x0, labels), teacher = self.held_out, self.plan.teacher
 
         def part(rows: slice) -> Tensor:
-            return diffusers.solve(
+            return pipelines.solve(
                 teacher.field,
                 teacher.schedule,
                 x0[rows],
@@ -84,7 +84,7 @@ class Comparison:
         """Pictures in [-1, 1] of a few samples, small enough for a page."""
         pipeline = self.plan.teacher.pipeline
         decoded = self.budget.over(
-            min(len(samples), _SHOWN), lambda rows: diffusers.decode(pipeline, samples[rows]).cpu()
+            min(len(samples), _SHOWN), lambda rows: pipelines.decode(pipeline, samples[rows]).cpu()
         )
         scale = _SHOWN_SIDE / max(decoded.shape[-2:])
         if scale < 1:

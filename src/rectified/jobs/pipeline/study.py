@@ -14,8 +14,8 @@ import torch
 
 from rectified import flow
 from rectified.errors import UserError
-from rectified.flow import diffusers
-from rectified.flow.diffusers import Budget
+from rectified.flow import pipelines
+from rectified.flow.pipelines import Budget
 from rectified.jobs.flow.comparisons import verdicts
 from rectified.jobs.flow.report import named, summarise
 from rectified.jobs.job import Context, Findings, Results
@@ -57,7 +57,7 @@ def check(plan: PipelinePlan) -> PipelinePlan:
     schedule = teacher.student_schedule
     _ = teacher.shape
     if plan.config.lora_rank:  # whether the UNet takes it shows when it is there
-        diffusers.make_student(teacher.field, schedule, lora_rank=plan.config.lora_rank)
+        pipelines.make_student(teacher.field, schedule, lora_rank=plan.config.lora_rank)
     return plan
 
 
@@ -108,10 +108,10 @@ def _work(
     field = teacher.field
     if recipe != TEACHER:
         field, more["losses"] = train(plan, context, comparison.budget, pairs, seed)
-        unet = diffusers.trained_unet(field)
+        unet = pipelines.trained_unet(field)
         if seed == plan.seeds[0] and context.folder.writer:
             place = context.folder.path / "pipeline"
-            diffusers.save_pipeline(teacher.pipeline, unet, teacher.student_schedule, place)
+            pipelines.save_pipeline(teacher.pipeline, unet, teacher.student_schedule, place)
     arm = measure(comparison, seed, recipe, field)
     arm.note.update(_protocol(plan, pairs), **more)
     context.folder.store(f"{recipe}-{seed}").save(vars(arm))

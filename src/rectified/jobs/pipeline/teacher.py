@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from rectified.flow import Field, diffusers
-from rectified.flow.diffusers import Schedule
+from rectified.flow import Field, pipelines
+from rectified.flow.pipelines import Schedule
 from rectified.training import choose_device
 
 
@@ -47,16 +47,16 @@ class Teacher:
     @cached_property
     def pipeline(self) -> Any:
         """As diffusers knows it."""
-        return diffusers.load_pipeline(self.name, self.device)
+        return pipelines.load_pipeline(self.name, self.device)
 
     @cached_property
     def prompts(self) -> tuple[str, ...]:
         """All prompts; none for a pipeline that takes none."""
-        return (*self._written, *(diffusers.read_prompts(Path(self._file)) if self._file else ()))
+        return (*self._written, *(pipelines.read_prompts(Path(self._file)) if self._file else ()))
 
     @cached_property
     def _read(self) -> tuple[Field, Schedule]:
-        return diffusers.pipeline_field(self.pipeline, self.prompts)
+        return pipelines.pipeline_field(self.pipeline, self.prompts)
 
     @property
     def field(self) -> Field:
@@ -71,9 +71,9 @@ class Teacher:
     @cached_property
     def student_schedule(self) -> Schedule:
         """The schedule that students are trained on."""
-        return diffusers.changed(self.schedule, *self._changes)
+        return pipelines.changed(self.schedule, *self._changes)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of one sample of its network."""
-        return diffusers.sample_shape(self.pipeline)
+        return pipelines.sample_shape(self.pipeline)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from rectified import flow
-from rectified.flow import Field, PairStore, Phased, diffusers
-from rectified.flow.diffusers import Budget, InPieces, PipelineBatches
+from rectified.flow import Field, PairStore, Phased, pipelines
+from rectified.flow.pipelines import Budget, InPieces, PipelineBatches
 from rectified.jobs.job import Context
 from rectified.jobs.pipeline.settings import RECTIFIED, PipelinePlan
 from rectified.seeds import seeded
@@ -39,7 +39,7 @@ def make_pairs(plan: PipelinePlan, context: Context, budget: Budget) -> Pairs:
         context.folder.write_text("pairs/prompts.txt", "\n".join(teacher.prompts) + "\n")
     is_half = config.precision == "bf16"
     with torch.autocast(teacher.device.type, torch.bfloat16, enabled=is_half):
-        skipped = diffusers.make_pipeline_pairs(
+        skipped = pipelines.make_pipeline_pairs(
             teacher.field,
             teacher.schedule,
             store,
@@ -74,7 +74,7 @@ def train(
 ) -> tuple[Field, list[float]]:
     """One student, and its losses."""
     with seeded(seed, "student"):  # low-rank updates begin at random
-        student = diffusers.make_student(
+        student = pipelines.make_student(
             plan.teacher.field,
             plan.teacher.student_schedule,
             lora_rank=plan.config.lora_rank,
@@ -104,7 +104,7 @@ def _objective(plan: PipelinePlan) -> Objective:
     config, schedule = plan.config, plan.teacher.student_schedule
     drop = config.text_drop if plan.teacher.prompts else 0.0
     if plan.student == RECTIFIED:
-        return diffusers.rectification(schedule, loss=config.loss, text_drop=drop)
+        return pipelines.rectification(schedule, loss=config.loss, text_drop=drop)
     return Phased(
         plan.teacher.field,
         config.phases,

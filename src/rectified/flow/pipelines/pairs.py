@@ -17,11 +17,11 @@ from torch import Tensor
 
 from rectified import seeds
 from rectified.errors import UserError
-from rectified.flow.diffusers.memory import Budget
-from rectified.flow.diffusers.schedules import Schedule, dpm_solver
 from rectified.flow.fields import Field
 from rectified.flow.pairs import PairStore, fill, noise_like
 from rectified.flow.paths import DDPM, Points
+from rectified.flow.pipelines.memory import Budget
+from rectified.flow.pipelines.schedules import Schedule, dpm_solver
 from rectified.flow.reflow import generate
 from rectified.training import Batch, evaluating
 

@@ -13,7 +13,8 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 from rectified.errors import UserError
 from rectified.flow import integrate, natural_euler, predictions, straight, uniform_grid
-from rectified.flow.diffusers import (
+from rectified.flow.paths import DDPM, scaled_linear_betas
+from rectified.flow.pipelines import (
     DiffusersNetwork,
     Schedule,
     changed,
@@ -26,9 +27,8 @@ from rectified.flow.diffusers import (
     save_pipeline,
     solve,
 )
-from rectified.flow.paths import DDPM, scaled_linear_betas
-from tests.flow.diffusers import tiny
-from tests.flow.diffusers.tiny import PROMPTS
+from tests.flow.pipelines import tiny
+from tests.flow.pipelines.tiny import PROMPTS
 
 LABELS = torch.tensor([0, 1, 2])
 
@@ -183,6 +183,16 @@ def test_an_unconditional_pipeline_is_saved_and_sampled(tmp_path, change):
     student.set_progress_bar_config(disable=True)
     assert student(batch_size=2, num_inference_steps=2, output_type="np").images.shape[0] == 2
     assert read_schedule(student.scheduler).predicts is schedule.predicts
+
+
+def test_a_pipeline_that_version_0_1_wrote_is_read(tmp_path):
+    pipeline = tiny.unconditional()
+    schedule = changed(read_schedule(pipeline.scheduler), "flow")
+    save_pipeline(pipeline, pipeline.unet, schedule, tmp_path / "student")
+    index = tmp_path / "student" / "model_index.json"
+    index.write_text(index.read_text().replace("flow.pipelines.sch", "flow.diffusers.sch"))
+    again = load_pipeline(str(tmp_path / "student"))
+    assert read_schedule(again.scheduler).predicts is schedule.predicts
 
 
 def test_saving_over_an_earlier_folder_replaces_it(tmp_path):
@@ -400,7 +410,7 @@ def test_a_fresh_process_loads_a_flow_after_one_import(tmp_path):
     schedule = changed(read_schedule(pipeline.scheduler), "flow")
     save_pipeline(pipeline, pipeline.unet, schedule, tmp_path / "student")
     code = (
-        "import rectified.flow.diffusers.scheduler\n"
+        "import rectified.flow.pipelines.scheduler\n"
         "from diffusers import DiffusionPipeline\n"
         f"pipeline = DiffusionPipeline.from_pretrained({str(tmp_path / 'student')!r})\n"
         "print(pipeline(num_inference_steps=1, output_type='np').images.shape)"
@@ -410,6 +420,6 @@ def test_a_fresh_process_loads_a_flow_after_one_import(tmp_path):
 
 
 def test_importing_flows_loads_no_diffusers():
-    code = "import sys, rectified.flow, rectified.flow.diffusers; print('diffusers' in sys.modules)"
+    code = "import sys, rectified.flow, rectified.flow.pipelines; print('diffusers' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"

@@ -8,12 +8,12 @@ from torch import nn
 
 from rectified.errors import UserError, choose, first_line
 from rectified.flow import predictions
-from rectified.flow.diffusers.library import needed
-from rectified.flow.diffusers.network import DiffusersNetwork
-from rectified.flow.diffusers.schedules import Schedule
 from rectified.flow.fields import Field
 from rectified.flow.losses import Term, element_huber, squared
 from rectified.flow.matching import FlowMatching
+from rectified.flow.pipelines.library import needed
+from rectified.flow.pipelines.network import DiffusersNetwork
+from rectified.flow.pipelines.schedules import Schedule
 from rectified.flow.times import Discrete
 
 # every product and convolution of a UNet, as LCM-LoRA has them (Luo et al., 2023, arXiv 2311.05556)

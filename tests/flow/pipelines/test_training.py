@@ -9,7 +9,8 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from rectified.errors import UserError
 from rectified.flow import Discrete, FlowMatching, PairStore, Phased, noise_like, predictions
-from rectified.flow.diffusers import (
+from rectified.flow.losses import element_huber, squared
+from rectified.flow.pipelines import (
     Budget,
     InPieces,
     PipelineBatches,
@@ -23,11 +24,10 @@ from rectified.flow.diffusers import (
     solve,
     trained_unet,
 )
-from rectified.flow.losses import element_huber, squared
 from rectified.seeds import seeded
 from rectified.training import FitConfig, fit
-from tests.flow.diffusers import tiny
-from tests.flow.diffusers.tiny import PROMPTS
+from tests.flow.pipelines import tiny
+from tests.flow.pipelines.tiny import PROMPTS
 
 CONFIG = FitConfig(epochs=2, optimizer="adamw", learning_rate=1e-3, schedule="constant", seed=0)
 

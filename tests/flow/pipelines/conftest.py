@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.flow.diffusers import tiny
+from tests.flow.pipelines import tiny
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from rectified.errors import UserError, choose
 from rectified.flow import predictions
-from rectified.flow.diffusers.library import needed
 from rectified.flow.paths import DDPM, AffinePath, linear_betas, straight
+from rectified.flow.pipelines.library import needed
 from rectified.flow.predictions import Prediction
 
 PREDICTION_TYPES = {
@@ -159,7 +159,7 @@ def few_step_scheduler(schedule: Schedule) -> Any:
     as Stable Diffusion's decoders are used to. On the straight path it is ours.
     """
     if not isinstance(schedule.path, DDPM):
-        from rectified.flow.diffusers.scheduler import RectifiedFlowScheduler
+        from rectified.flow.pipelines.scheduler import RectifiedFlowScheduler
 
         return RectifiedFlowScheduler(schedule.levels)
     return needed("diffusers").DDIMScheduler(

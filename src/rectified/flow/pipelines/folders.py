@@ -21,15 +21,16 @@ from torch import Tensor, nn
 
 from rectified.errors import UserError, first_line
 from rectified.files import atomic_folder, read_json
-from rectified.flow.diffusers.library import needed
-from rectified.flow.diffusers.network import DiffusersNetwork
-from rectified.flow.diffusers.prompts import Prompts, encoder
-from rectified.flow.diffusers.schedules import Schedule, few_step_scheduler, read_schedule
 from rectified.flow.fields import Field
 from rectified.flow.paths import DDPM
+from rectified.flow.pipelines.library import needed
+from rectified.flow.pipelines.network import DiffusersNetwork
+from rectified.flow.pipelines.prompts import Prompts, encoder
+from rectified.flow.pipelines.schedules import Schedule, few_step_scheduler, read_schedule
 
 _INDEX = "model_index.json"
-_LIBRARIES = ("diffusers", "transformers", "rectified.flow.diffusers.scheduler")
+_SCHEDULERS = ("rectified.flow.pipelines.scheduler", "rectified.flow.diffusers.scheduler")
+_LIBRARIES = ("diffusers", "transformers", *_SCHEDULERS)
 
 
 def load_pipeline(source: str, device: torch.device | str = "cpu") -> Any:
@@ -44,8 +45,8 @@ def load_pipeline(source: str, device: torch.device | str = "cpu") -> Any:
             has no UNet.
     """
     library, folder = needed("diffusers"), Path(source)
-    # diffusers finds the scheduler of a flow that was saved here only where it is imported
-    needed("rectified.flow.diffusers.scheduler")
+    for module in _SCHEDULERS:  # diffusers finds that of a flow only where it is imported
+        needed(module)
     try:
         with _without_bars(library):
             place = folder if folder.exists() else library.DiffusionPipeline.download(source)

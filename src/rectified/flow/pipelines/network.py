@@ -9,8 +9,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from rectified.errors import UserError
-from rectified.flow.diffusers.prompts import Prompts
-from rectified.flow.diffusers.schedules import level
+from rectified.flow.pipelines.prompts import Prompts
+from rectified.flow.pipelines.schedules import level
 
 _SIZES = ("text_embeds", "time_ids")  # what Stable Diffusion XL calls its added conditions
 
