@@ -30,7 +30,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.training import loop
 from rectified.training.devices import accelerator, choose_device
 from rectified.training.loop import TrainingState, check_loss
@@ -366,7 +366,7 @@ def as_graph(steps: Steps) -> Callable[[], None]:
     except (CannotCapture, UserError):
         raise
     except Exception as error:  # whatever torch or somebody's network says of it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         is_memory = isinstance(error, torch.OutOfMemoryError)
         raise CannotCapture(reason, is_memory=is_memory) from error
     torch.cuda.synchronize(steps.device)
