@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.jobs.bench_sweep
 
 Four ways to the same runs (digits, one thread each), every one in fresh processes, in turns, so
-that all pay for importing torch: a plain loop over `prune.run`, two such loops at a time with half
+that all pay for importing torch: a plain loop over `perform`, two such loops at a time with half
 of the runs each (what the machine can do at best), the sweep with one worker, the sweep with two.
 Targets: one worker at most 1.05x the loop; two at least 1.8 times as fast as one.
 """
@@ -24,12 +24,13 @@ LOOP = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from rectified.jobs import prune
+from rectified.jobs import job_of
+from rectified.jobs.job import perform
 from rectified.runs import Run, environment
-out, epochs = Path(sys.argv[1]), int(sys.argv[2])
+out, epochs, job = Path(sys.argv[1]), int(sys.argv[2]), job_of("prune")
 for seed in map(int, sys.argv[3:]):
-    config = replace(prune.DEFAULT, seed=seed, epochs=epochs)
-    prune.run(config, Run(out / str(seed)), environment(), False)
+    config = replace(job.default, seed=seed, epochs=epochs)
+    perform(job, config, Run(out / str(seed)), environment(), False)
 """
 
 
