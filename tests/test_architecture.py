@@ -44,7 +44,7 @@ MAY_IMPORT = {  # room -> rooms; every room may import `errors`, and itself
     "cli": FLOOR | {"jobs", "runs", "report", "training"},
     "__main__": {"cli"},
 }
-HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "tyro", "datasets", "scipy", "jinja2", "numba")
+HEAVY = ("sklearn", "pyarrow", "PIL", "matplotlib", "datasets", "scipy", "jinja2", "numba")
 
 
 def _files() -> list[Path]:

@@ -24,13 +24,13 @@ LOOP = """
 import sys
 from dataclasses import replace
 from pathlib import Path
+from rectified.jobs import job_of
 from rectified.jobs.job import perform
-from rectified.jobs.prune import JOB
 from rectified.runs import Run, environment
-out, epochs = Path(sys.argv[1]), int(sys.argv[2])
+out, epochs, job = Path(sys.argv[1]), int(sys.argv[2]), job_of("prune")
 for seed in map(int, sys.argv[3:]):
-    config = replace(JOB.default, seed=seed, epochs=epochs)
-    perform(JOB, config, Run(out / str(seed)), environment(), False)
+    config = replace(job.default, seed=seed, epochs=epochs)
+    perform(job, config, Run(out / str(seed)), environment(), False)
 """
 
 

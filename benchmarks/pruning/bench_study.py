@@ -15,17 +15,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from rectified.jobs import job_of
 from rectified.jobs.job import perform
-from rectified.jobs.prune import JOB
-from rectified.jobs.prune.settings import PruneConfig
 from rectified.runs import Run
 
 
-def seconds(config: PruneConfig) -> float:
+def seconds(**settings: int) -> float:
     """Wall time of one study."""
+    job = job_of("prune")
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        perform(JOB, config, Run(Path(folder) / "run"), {}, False)
+        perform(job, replace(job.default, **settings), Run(Path(folder) / "run"), {}, False)
         return time.perf_counter() - started
 
 
@@ -37,9 +37,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=1, help="seeds that run in turn")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    config = PruneConfig(seeds=options.seeds, cycles=options.cycles)
-    together = seconds(config)
-    in_turn = seconds(replace(config, seeds=options.sample, together=1))
+    together = seconds(seeds=options.seeds, cycles=options.cycles)
+    in_turn = seconds(seeds=options.sample, cycles=options.cycles, together=1)
     found = {
         "seeds": options.seeds,
         "cycles": options.cycles,
