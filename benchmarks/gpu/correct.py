@@ -1,7 +1,7 @@
 """Is every path right on a GPU: each verb on the CPU and on CUDA, from the same seeds.
 
     commands    small runs of every verb on both devices; their figures are compared loosely, since
-                trainings drift apart (`FIGURES`), densities and shapes of tables exactly
+                trainings drift apart (`FIGURES`, `DRIFT`), densities and shapes of tables exactly
     updates     one update, forward pass or sampling step of every system, compared tightly
     resume      a run that was stopped in a training and one that was not: equal to the last digit
     tests       those of the suite that need a GPU
@@ -34,6 +34,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FIGURES = 0.35  # absolute, and relative to the larger: what drifting trainings may differ by
+# Changing the first weights by 1e-7 of themselves, on a CPU, moves the figures of these by at most
+# 0.0002 (moons), 0.0018 (digits) and 0.0008 (diffusion) in 3 draws each; five times the largest
+DRIFT = dict.fromkeys(("flow moons", "flow digits", "diffusion"), 0.01)
 UPDATES = 1e-4  # relative, float32 without TF32
 TAIL = 1500  # characters of a failure that are kept
 # times; and the identity of a sweep's run, which holds the device: its point is compared
@@ -234,7 +237,7 @@ def commands(name: str, machine: Machine) -> Row:
     worst = max(figures, key=lambda key: figures[key], default="")
     return Row(
         name,
-        all(value <= FIGURES for value in figures.values()),
+        all(value <= DRIFT.get(name, FIGURES) for value in figures.values()),
         f"{len(found[0])} rows, most apart: {worst} {figures.get(worst, 0.0):.3g}",
         figures=figures,
     )
