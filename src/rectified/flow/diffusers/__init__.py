@@ -1,4 +1,4 @@
-"""The name that `rectified.flow.pipelines` had in version 0.1, which pipelines written by it hold."""
+"""Leads to `rectified.flow.pipelines`: pipelines that version 0.1 wrote hold this name."""
 
 from typing import Any
 
