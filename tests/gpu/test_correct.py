@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-
 from benchmarks.gpu.correct import Failed, differences
 
 ROW = {"run": "a", "seed": 0, "density": 0.5, "accuracy": 0.75, "seconds": 1.0}
