@@ -169,7 +169,7 @@ def _typed(value: object) -> str:
 
 def documented(config: type) -> dict[str, str]:
     """What the docstrings of a class and its bases say of its attributes, by name."""
-    found = {}
+    found: dict[str, str] = {}
     for one in reversed(config.__mro__):
         section = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2]
         found |= dict(re.findall(r"^    (\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE))
