@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt \
-		--editable '.[dev,fast,onnx,protein,adaptive,diffusers,dask,ray,tensorboard]'
+		--editable '.[dev,fast,onnx,protein,adaptive,diffusers,dask,ray,tensorboard,frames]'
 	@touch $@
 
 demo: venv

@@ -8,8 +8,9 @@ import tempfile
 import torch
 from torch import nn
 
-from rectified.binary import ReSTE, convert, load_packed, pack, save_packed, set_progress
+from rectified.binary import ReSTE, convert, set_progress
 from rectified.data import Batches, load_images
+from rectified.inference import load, pack, save
 
 data = load_images("digits", seed=0)
 batches = Batches(data.train, 64, seed=0, mean=data.mean, std=data.std)
@@ -33,8 +34,8 @@ for number, (_, (images, classes)) in enumerate(steps):
 
 packed = pack(model.eval())
 with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-    size = save_packed(packed, f"{folder}/packed.safetensors")
-    loaded = load_packed(f"{folder}/packed.safetensors")
+    size = save(packed, f"{folder}/packed.safetensors")
+    loaded = load(f"{folder}/packed.safetensors")
     accuracy = (loaded(test).argmax(1) == labels).double().mean()
     off = (loaded(test) - model(test)).abs().max()
     print(f"on bits: {accuracy:.1%} accuracy, {size:,} bytes, outputs off by {off:g}")

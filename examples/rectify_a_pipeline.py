@@ -12,7 +12,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DMode
 
 from rectified import flow
 from rectified.data import load_images
-from rectified.flow import Draws, FlowMatching, PairStore, diffusers
+from rectified.flow import Draws, FlowMatching, PairStore, pipelines
 from rectified.training import FitConfig, fit
 
 updates = int(sys.argv[1]) if len(sys.argv) > 1 else 30
@@ -25,23 +25,23 @@ down, up = ("DownBlock2D",) * 2, ("UpBlock2D",) * 2
 unet = UNet2DModel(8, 1, 1, down_block_types=down, up_block_types=up, layers_per_block=1,
                    block_out_channels=(32, 64), norm_num_groups=8)  # fmt: skip
 pipeline = DDIMPipeline(unet, DDIMScheduler(prediction_type="v_prediction"))
-teacher, schedule = diffusers.pipeline_field(pipeline)
+teacher, schedule = pipelines.pipeline_field(pipeline)
 digits = load_images("digits").train.pixels.float() / 8 - 1
 objective = FlowMatching(path=teacher.path, predicts=teacher.predicts)
 fit(teacher.network, objective, Draws((digits,), size=64, updates=updates), config)
 
 # its own pairs of noise and samples, and a student trained on them
-store, budget = PairStore(folder / "pairs", count=10 * updates), diffusers.Budget(256, print)
-diffusers.make_pipeline_pairs(teacher, schedule, store, (1, 8, 8), budget)
-student = diffusers.make_student(teacher, schedule)
-batches = diffusers.PipelineBatches(store, size=64, updates=updates)
-fit(student.network, diffusers.InPieces(diffusers.rectification(schedule), budget), batches, config)
-diffusers.save_pipeline(pipeline, diffusers.trained_unet(student), schedule, folder / "student")
+store, budget = PairStore(folder / "pairs", count=10 * updates), pipelines.Budget(256, print)
+pipelines.make_pipeline_pairs(teacher, schedule, store, (1, 8, 8), budget)
+student = pipelines.make_student(teacher, schedule)
+batches = pipelines.PipelineBatches(store, size=64, updates=updates)
+fit(student.network, pipelines.InPieces(pipelines.rectification(schedule), budget), batches, config)
+pipelines.save_pipeline(pipeline, pipelines.trained_unet(student), schedule, folder / "student")
 saved = DiffusionPipeline.from_pretrained(folder / "student")  # plain diffusers from here on
 
 noise = flow.noise_like((200, 1, 8, 8), 10**9)
-wanted = diffusers.solve(teacher, schedule, noise)
-for name, field in ("teacher", teacher), ("student", diffusers.pipeline_field(saved)[0]):
+wanted = pipelines.solve(teacher, schedule, noise)
+for name, field in ("teacher", teacher), ("student", pipelines.pipeline_field(saved)[0]):
     few = {n: flow.generate(field, noise, steps=n)[0] for n in (1, 2, 4)}
     apart = {n: (x - wanted).square().mean() / wanted.square().mean() for n, x in few.items()}
     gap = flow.first_order_gap(field, noise, steps=20)

@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import sys
-import time
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -18,13 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from rectified import __version__, training
+from rectified import __version__
 from rectified.cli import exits, main
 from rectified.errors import UserError
 from rectified.jobs import JOBS, TOOLS, job, job_of
 from rectified.jobs import run as door
 from rectified.jobs.values import from_settings
 from rectified.runs import read_config, read_results
+from rectified.training import loop
+from tests.holding import held
 
 COMMAND = import_module("rectified.cli.main")  # the package has a function of that name
 VERBS = {**JOBS, **TOOLS}
@@ -386,10 +387,8 @@ def test_the_demo_replaces_what_an_earlier_one_left(monkeypatch, capsys):
 
 def test_quiet_prints_the_results_and_shows_no_progress(capsys, monkeypatch):
     shown = []
-    bar = training._bar
-    monkeypatch.setattr(
-        training, "_bar", lambda words, *a: (shown.append(words), bar(words, *a))[1]
-    )
+    bar = loop._bar
+    monkeypatch.setattr(loop, "_bar", lambda words, *a: (shown.append(words), bar(words, *a))[1])
     assert main([*FAST, "--out", "quiet", "--quiet"]) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -422,8 +421,11 @@ def _kill_at(writes):
     Path.replace = counted
 
 
-def _child(arguments, writes):
-    training._SAVE_EVERY_SECONDS = -1.0  # every epoch
+def _child(arguments, writes, hold):
+    loop._SAVE_EVERY_SECONDS = -1.0  # every epoch
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+    if hold is not None:
+        hold.listen()
     if writes is not None:
         _kill_at(writes)
     for number in (1, 2):
@@ -434,14 +436,14 @@ def _child(arguments, writes):
     os._exit(code)
 
 
-def start(arguments, writes=None):
-    process = FORK.Process(target=_child, args=(arguments, writes), daemon=True)
+def start(arguments, writes=None, hold=None):
+    process = FORK.Process(target=_child, args=(arguments, writes, hold), daemon=True)
     process.start()
     return process
 
 
 def finished(process):
-    process.join(100)
+    process.join()
     return process.exitcode
 
 
@@ -471,23 +473,18 @@ def test_a_run_killed_before_it_had_settings_can_be_started_again(capsys):
     assert main([*FAST, "--out", "run", "--quiet"]) == 0
 
 
-def wait_for(path, word):
-    end = time.monotonic() + 60
-    while time.monotonic() < end and not (path.exists() and word in path.read_text()):
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_says_how_to_go_on_and_does(number, code, capsys):
     study = [*STUDIES["cnn"].split(), "--cycles", "2", "--seed", "0"]
-    process = start([*study, "--out", "my run"])
-    wait_for(Path("my run/metrics.jsonl"), '"cycle": 1')
-    assert "another process is working in my run" in refused(capsys, "prune", "--resume", "my run")
-    assert "already holds a run: go on with --resume my run" in refused(
-        capsys, *FAST, "--out", "my run"
-    )
-    os.kill(process.pid, number)
-    assert finished(process) == code
+    with held("checkpoint/study.safetensors", 4) as hold:  # in the first cycle
+        process = start([*study, "--out", "my run"], hold=hold)
+        hold.wait(process)
+        locked = refused(capsys, "prune", "--resume", "my run")
+        assert "another process is working in my run" in locked
+        taken = refused(capsys, *FAST, "--out", "my run")
+        assert "already holds a run: go on with --resume my run" in taken
+        os.kill(process.pid, number)
+        assert finished(process) == code
     said = Path("child.2").read_text()
     assert "interrupted; go on with: rectified prune --resume 'my run'" in said
     assert "Traceback" not in said

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from rectified.cli import main
 from rectified.runs import read_results
 from rectified.training import FitConfig, classification, fit
-from tests.test_training import Noise, network
+from tests.training.material import Noise, network
 
 PRUNE = [
     "prune",
@@ -34,7 +34,7 @@ SIZES = (8, 5, 1)
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
-from test_training import Noise, images_network, network
+from training.material import Noise, images_network, network
 from rectified.cli import main
 from rectified.training import FitConfig, accelerator, classification, fit
 process = accelerator("cpu")
@@ -56,9 +56,7 @@ def together(tmp_path_factory):
     script.write_text(SCRIPT.format(tests=tests, sizes=SIZES, prune=PRUNE, out=str(out)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, "2", script], capture_output=True, text=True, env=environment, timeout=250
-    )
+    done = subprocess.run([*torchrun, "2", script], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return [torch.load(out / f"{rank}.pt") for rank in (0, 1)], out / "run", done.stdout
 

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from rectified.binary.estimators import ESTIMATORS
+from rectified.flow.paths import PATHS
+from rectified.flow.solvers import SOLVERS
+from rectified.flow.times import TIMES
 from rectified.jobs import JOBS, TOOLS
+from rectified.pruning.scores import SCORES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,3 +59,18 @@ def test_every_page_is_in_the_sites_contents():
     contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").partition("toctree}")[2]
     for page in (ROOT / "docs").glob("*.md"):
         assert page.stem == "index" or f"\n{page.stem}\n" in contents, page.name
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [
+        ("pruning", SCORES),
+        ("binary", ESTIMATORS),
+        ("diffusion", {name: path for name, path in PATHS.items() if name != "straight"}),
+        ("flow", {**TIMES, **SOLVERS}),
+    ],
+)
+def test_every_row_of_a_table_of_names_has_a_line_in_the_docs(page, table):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    missing = [name for name in table if f"`{name}`" not in text]
+    assert not missing

@@ -19,21 +19,23 @@ from hypothesis import strategies as st
 
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs import JOBS, TOOLS, deploy, job_of
+from rectified.inference.sparse import files as sparse_files
+from rectified.inference.sparse import load_sparse
+from rectified.jobs import JOBS, TOOLS, job_of
 from rectified.jobs.classifiers import load_weights
+from rectified.jobs.deploy import lean
 from rectified.jobs.report import combined
 from rectified.jobs.sweep.grid import points
 from rectified.jobs.values import from_settings
-from rectified.pruning import load_sparse
-from rectified.pruning.sparse import files as sparse_files
 from rectified.report import Page, Section, Table, Text, render
 from rectified.runs import Run, load_tree, read_config, read_results, save_tree, write_text
 from tests.torture.fuzz import fuzz
 from tests.torture.readers import READERS
 
 PruneConfig = type(job_of("prune").default)
-untimed = settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+few = settings(
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 SCRIPT = "<script>alert(1)</script>"
 NAMES = [SCRIPT, '"><img src=x onerror=alert(1)>', "=cmd|' /C calc'!A0", "javascript:alert(1)",
@@ -56,7 +58,7 @@ plain = st.recursive(
 )
 
 
-@untimed
+@few
 @given(text=texts)
 def test_any_text_is_settings_or_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text("verb: prune\n" + text, encoding="utf-8")
@@ -67,14 +69,14 @@ def test_any_text_is_settings_or_refused(tmp_path, text):
         pass
 
 
-@untimed
+@few
 @given(text=texts)
 def test_any_text_is_a_grid_or_refused(text):
     with contextlib.suppress(UserError):
         points(text, PruneConfig)
 
 
-@untimed
+@few
 @given(rows=plain, summary=plain, config=plain, verb=st.sampled_from([*JOBS, *TOOLS, "x"]))
 def test_any_results_are_shown_or_refused(tmp_path, rows, summary, config, verb):
     found = {"verb": verb, "config": config, "environment": {}, "rows": rows, "summary": summary}
@@ -277,7 +279,7 @@ def _grown(name):
 def sparse_file(path, entry):
     from safetensors.torch import save_file
 
-    about = {"format": sparse_files.FORMAT, "version": sparse_files.VERSION}
+    about = dict(sparse_files.HEADER)
     about["tensors"] = json.dumps({"w": {"dtype": "float32", "form": "gaps", **entry}})
     empty = {"w:gaps": torch.zeros(0, dtype=torch.uint8), "w:values": torch.zeros(0)}
     save_file(empty, path, about)
@@ -313,7 +315,7 @@ def test_an_architecture_that_would_fill_the_memory_is_refused(tmp_path, change)
     about = {"model": "mlp", "num_classes": 2, "in_channels": 1, "image_size": [2, 2]}
     (tmp_path / "lean.json").write_text(json.dumps({**about, "norm": False, **change}))
     with pytest.raises(UserError, match="cannot be read"):
-        deploy._architecture(tmp_path)
+        lean._at_full_size(tmp_path)
 
 
 # ---- pictures and tables

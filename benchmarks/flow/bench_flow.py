@@ -23,29 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rectified.flow import (
-    Draws,
-    Field,
-    FlowMatching,
-    MinibatchOT,
-    euler,
-    gaussian,
-    integrate,
-    u_shaped,
-    uniform_grid,
-)
+from rectified.flow import Draws, Field, FlowMatching, MinibatchOT, euler, integrate, uniform_grid
+from rectified.flow.couplings import gaussian
+from rectified.flow.times import u_shaped
 from rectified.models import UNet, VelocityMLP
+from rectified.timing import interleaved, medians
 from rectified.training import FitConfig, fit
 
 Side = Callable[[], Any]
 _MANY = 200  # draws at a time, where one is too short for the clock
-
-
-def cpu_ms(work: Side) -> float:
-    """CPU time of one call, in milliseconds."""
-    start = time.process_time()
-    work()
-    return 1e3 * (time.process_time() - start)
 
 
 def compare(
@@ -53,13 +39,11 @@ def compare(
 ) -> dict[str, Any]:
     """Medians over interleaved rounds, and each peer's ratio: ours / theirs."""
     each = per if isinstance(per, dict) else dict.fromkeys(sides, per)
-    for work in sides.values():
-        work()
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side, work in sides.items():
-            times[side].append(cpu_ms(work) / each.get(side, 1))
-    row: dict[str, Any] = {"case": name, "ms": {s: median(t) for s, t in times.items()}}
+    times = {
+        side: [1e3 * taken / each.get(side, 1) for taken in seconds]
+        for side, seconds in interleaved(sides, rounds=rounds, clock=time.process_time).items()
+    }
+    row: dict[str, Any] = {"case": name, "ms": medians(times)}
     row["ratio"] = {
         peer: median(a / b for a, b in zip(times["ours"], times[peer], strict=True))
         for peer in sides

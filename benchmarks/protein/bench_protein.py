@@ -23,6 +23,7 @@ import torch
 from benchmarks.protein.straightforward import forward
 from rectified.protein import Frames, prior, sized
 from rectified.protein.model import FlowModel
+from rectified.timing import interleaved
 
 LENGTHS = (64, 128, 256)
 TARGETS = {64: 1.6, 128: 1.9, 256: 2.4}
@@ -64,12 +65,7 @@ def compare(model: FlowModel, length: int, batch: int, rounds: int) -> dict[str,
     frames = prior(batch, length, generator=torch.Generator().manual_seed(length))
     calls = sides(model, frames)
     found = {name: call() for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            begun = time.process_time()
-            call()
-            times[name].append(time.process_time() - begun)
+    times = interleaved(calls, rounds=rounds, clock=time.process_time)
     row: dict[str, Any] = {"residues": length, "batch": batch, "rounds": rounds}
     exact = found["straightforward"]
     for name in calls:

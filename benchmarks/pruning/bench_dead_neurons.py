@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from rectified.models import resnet20
 from rectified.pruning.dead_neurons import dead_neuron_rate
+from rectified.timing import interleaved
 
 Batch = tuple[Tensor]
 
@@ -34,12 +34,6 @@ def evaluate(model: nn.Module, batches: list[Batch]) -> None:
             model(images)
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def compare(layout: str, options: argparse.Namespace) -> dict[str, Any]:
     """Medians of both sides and of their ratio, over interleaved rounds."""
     memory_format = FORMATS[layout]
@@ -48,12 +42,12 @@ def compare(layout: str, options: argparse.Namespace) -> dict[str, Any]:
     model.to(memory_format=memory_format)
     images = torch.randn(options.images, 3, 32, 32).to(memory_format=memory_format)
     batches = [(part,) for part in images.split(options.batch)]
-    evaluate(model, batches)  # what is loaded lazily is loaded now
-    dead_neuron_rate(model, batches)
-    plain, counted = [], []
-    for _ in range(options.rounds):
-        plain.append(cpu_seconds(lambda: evaluate(model, batches)))
-        counted.append(cpu_seconds(lambda: dead_neuron_rate(model, batches)))
+    sides = {
+        "plain": lambda: evaluate(model, batches),
+        "counted": lambda: dead_neuron_rate(model, batches),
+    }
+    times = interleaved(sides, rounds=options.rounds, clock=time.process_time)
+    plain, counted = times["plain"], times["counted"]
     ratios = sorted(b / a for a, b in zip(plain, counted, strict=True))
     return {
         "layout": layout,

@@ -22,15 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from rectified.models import resnet20
-from rectified.pruning import Masks, full_masks, hold, prunable, prune
+from rectified.pruning import Masks, full_masks, hold, prune
+from rectified.pruning.masks import prunable
+from rectified.timing import interleaved, medians
 
 EPSILON = 1e-6  # the reference's size of a weight that counts as pruned
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def network() -> nn.Module:
@@ -75,17 +71,15 @@ def round_trip(weights: Sequence[Tensor]) -> Callable[[], None]:
 
 def alternate(sides: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, Any]:
     """Median seconds of both sides, and the median of the second's share of the first."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side()  # what is made at the first call is made now
-    for _ in range(rounds):
-        for name, side in sides.items():
-            taken = cpu_seconds(lambda side=side: [side() for _ in range(repeats)])
-            seconds[name].append(taken / repeats)
+    many = {
+        name: lambda side=side: [side() for _ in range(repeats)] for name, side in sides.items()
+    }
+    times = interleaved(many, rounds=rounds, clock=time.process_time)
+    seconds = {name: [taken / repeats for taken in rounds] for name, rounds in times.items()}
     first, second = seconds.values()
     ratios = sorted(b / a for a, b in zip(first, second, strict=True))
     return {
-        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "seconds": medians(seconds),
         "ratio": statistics.median(ratios),
         "ratios": ratios,
     }

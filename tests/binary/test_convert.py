@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rectified.binary import BinaryConv2d, BinaryLinear, binary_layers, convert, outer_layers
+from rectified.binary import BinaryConv2d, BinaryLinear, convert, outer_layers
+from rectified.binary.layers import binary_layers
 from rectified.errors import UserError
 from rectified.models import cnn, one_bit_resnet20, resnet20, vgg_small
 

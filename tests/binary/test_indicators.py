@@ -9,11 +9,13 @@ from rectified.binary import (
     Indicators,
     ReSTE,
     anneal,
+    set_progress,
+)
+from rectified.binary.indicators import (
     estimating_error,
     gradient_dispersion,
     paper_estimating_error,
     paper_gradient_instability,
-    set_progress,
 )
 from rectified.errors import UserError
 from rectified.training import FitConfig, fit

@@ -14,9 +14,9 @@ from rectified.binary import (
     ClippedSTE,
     ReSTE,
     anneal,
-    binary_layers,
     set_progress,
 )
+from rectified.binary.layers import binary_layers
 from rectified.errors import UserError
 from rectified.models import Ensemble
 from rectified.training import FitConfig, Step, fit
@@ -150,7 +150,7 @@ def test_a_hook_finds_every_estimator():
     assert list(binary_layers(model)) == ["0", "1.0"]
 
 
-@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.usefixtures("unchecked")
 def test_a_network_of_them_compiles_and_trains():
     model = nn.Sequential(BinaryConv2d(3, 4, 3, padding=1), nn.Flatten(), BinaryLinear(100, 2))
     twin = copy.deepcopy(model)
@@ -172,7 +172,7 @@ def test_many_of_them_train_as_one_module():
         assert torch.allclose(gradient, model[0].weight.grad, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 2), st.integers(0, 2)
 )

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rectified.data import Augment, Batches, Images
 from rectified.errors import UserError
@@ -115,3 +117,29 @@ def test_a_gpu_sees_the_same_data():
 def test_bad_arguments_are_refused(count, options, message):
     with pytest.raises(UserError, match=message):
         Batches(images(count), **{"size": 4, **options})
+
+
+def plain_epoch(pixels, labels, size, seed, number, pad):
+    """Batch by batch, image by image, each draw where it is needed."""
+    mixed = np.random.SeedSequence((seed, number)).generate_state(1)[0]
+    generator = torch.Generator().manual_seed(int(mixed))
+    order = torch.randperm(len(labels), generator=generator)
+    for rows in order.split(size)[: len(labels) // size]:
+        shift = torch.randint(2 * pad + 1, (2, size, 1), generator=generator)
+        mirrored = torch.rand(size, 1, generator=generator) < 0.5
+        made = []
+        for image, y, x, mirror in zip(pixels[rows], *shift, mirrored, strict=True):
+            crop = F.pad(image, (pad,) * 4)[:, y : y + image.shape[1], x : x + image.shape[2]]
+            made.append(crop.flip(2) if mirror else crop)
+        yield (torch.stack(made) / 255 - 0.4) / 0.2, labels[rows]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_an_epoch_drawn_at_once_is_the_one_drawn_batch_by_batch(number):
+    pixels = torch.randint(256, (23, 3, 8, 6), generator=torch.Generator().manual_seed(1))
+    pixels, names = pixels.to(torch.uint8), torch.arange(23)
+    where = {"mean": torch.full((3,), 0.4), "std": torch.full((3,), 0.2)}
+    batches = Batches(Images(pixels, names), 5, seed=7, augment=Augment(2), **where)
+    plain = list(plain_epoch(pixels, names, 5, 7, number, 2))
+    assert len(plain) == 4
+    assert same(batches.epoch(number), plain)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from rectified.data import load_images
+from rectified.data import ImageSource, load_images
 from rectified.errors import UserError
 
 CIFAR10 = Path(__file__).parents[2] / "../shared/data/cifar10"
@@ -153,6 +153,23 @@ def test_only_the_rows_that_a_limit_keeps_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda file, real=Image.open: opened.append(1) or real(file))
     load_images(str(write(tmp_path / "train.parquet", 60)), limit=3)
     assert len(opened) == 3 + 5 + 12
+
+
+def test_a_source_decodes_each_picture_once_and_gives_what_load_images_gives(tmp_path, monkeypatch):
+    path = str(write(tmp_path / "train.parquet", 60))
+    seeds, limits = (0, 1, 2), (3, 20, None)
+    expected = [load_images(path, seed=s, limit=n) for s, n in zip(seeds, limits, strict=True)]
+    opened = []
+    monkeypatch.setattr(Image, "open", lambda file, real=Image.open: opened.append(1) or real(file))
+    source = ImageSource(path)
+    made = [source.load(seed=s, limit=n) for s, n in zip(seeds, limits, strict=True)]
+    assert len(opened) == 60
+    for one, other in zip(made, expected, strict=True):
+        assert (one.name, one.classes) == (other.name, other.classes)
+        for split in ("train", "validation", "test"):
+            mine, its = getattr(one, split), getattr(other, split)
+            assert torch.equal(mine.pixels, its.pixels)
+            assert torch.equal(mine.labels, its.labels)
 
 
 def test_a_name_that_only_contains_test_is_no_test_split(tmp_path):

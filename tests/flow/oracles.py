@@ -1,4 +1,4 @@
-"""Problems whose flow is known in closed form, and the paths that everything is tried on."""
+"""Problems whose flow is known in closed form."""
 
 from __future__ import annotations
 
@@ -8,28 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rectified.flow import (
-    DDPM,
-    edm,
-    linear_betas,
-    stable_diffusion,
-    straight,
-    sub_vp,
-    vp_cosine,
-    vp_linear,
-)
 from rectified.flow.paths import AffinePath
 from rectified.flow.predictions import Endpoints, Prediction
-
-PATHS = {
-    "straight": straight,
-    "vp_cosine": vp_cosine,
-    "vp_linear": vp_linear,
-    "sub_vp": sub_vp,
-    "edm": edm,
-    "ddpm": DDPM(linear_betas()),
-    "scaled_linear": stable_diffusion(),
-}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

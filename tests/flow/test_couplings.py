@@ -10,19 +10,17 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from rectified.errors import UserError
-from rectified.flow import (
-    FromSet,
+from rectified.flow import FromSet, Independent, MinibatchOT, WithinClass, transport_cost
+from rectified.flow.couplings import (
+    ByLabels,
+    Coupling,
     Given,
-    Independent,
-    MinibatchOT,
     Mixture,
-    WithinClass,
+    assignment,
     gaussian,
     independent,
     minibatch_ot,
-    transport_cost,
 )
-from rectified.flow.couplings import Coupling, assignment
 from tests.flow.oracles import normal
 
 
@@ -136,6 +134,15 @@ def test_within_classes_the_assignment_is_optimal_in_each():
         own = assignment(x0[chosen], x1[chosen])
         assert own.tolist() == list(range(15))
     assert assignment(x0, x1).tolist() != list(range(30))
+
+
+def test_a_coupling_within_classes_is_one_by_labels_and_others_are_not():
+    x1, labels = normal(6, 2), torch.tensor([0, 1, 0, 1, 2, 2])
+    coupling = WithinClass(MinibatchOT())
+    assert isinstance(coupling, ByLabels)
+    assert not isinstance(MinibatchOT(), ByLabels)
+    given = coupling.given(labels)
+    assert torch.equal(given(x1, generator())[0], coupling(x1, generator(), labels=labels)[0])
 
 
 @pytest.mark.usefixtures("unchecked")

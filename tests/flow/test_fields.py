@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from rectified.errors import UserError
-from rectified.flow import PREDICTIONS, Field, edm, predictions, reflow, straight, vp_linear
+from rectified.flow import PREDICTIONS, Field, predictions, reflow, straight
 from rectified.flow.fields import NO_CLASS
-from rectified.flow.paths import along
+from rectified.flow.paths import PATHS, along, edm, vp_linear
 from rectified.models import VelocityResMLP
 from rectified.training import FitConfig
-from tests.flow.oracles import PATHS, GaussianFlow, normal
+from tests.flow.oracles import GaussianFlow, normal
 
 INSIDE = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 
@@ -138,6 +138,13 @@ def test_guidance_without_labels_is_refused():
         Field(lambda x, t: x, guidance=2.0)
     with pytest.raises(UserError, match="got 3"):
         Field(lambda x, t: x).given(None, 3.0)
+
+
+def test_a_network_with_weights_is_told_from_another_callable():
+    network = torch.nn.Linear(2, 2)
+    assert Field(network).module is network
+    with pytest.raises(UserError, match=r"must be an nn.Module, got function"):
+        _ = Field(lambda x, t: x).module
 
 
 @pytest.mark.usefixtures("unchecked")

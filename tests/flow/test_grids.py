@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rectified.errors import UserError
-from rectified.flow import canonical_grid, edm, edm_grid, log_snr_grid, straight, uniform_grid
-from rectified.flow.grids import check_grid
-from tests.flow.oracles import PATHS
+from rectified.flow import straight, uniform_grid
+from rectified.flow.grids import canonical_grid, check_grid, edm_grid, log_snr_grid
+from rectified.flow.paths import PATHS, edm
 
 every_path = pytest.mark.parametrize("name", PATHS)
 GRIDS = [canonical_grid, log_snr_grid, edm_grid]

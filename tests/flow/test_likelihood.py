@@ -9,8 +9,10 @@ import torch
 from scipy import stats
 
 from rectified.errors import UserError
-from rectified.flow import Field, Hutchinson, exact_divergence, log_prob, predictions, straight
-from tests.flow.oracles import PATHS, GaussianFlow, normal
+from rectified.flow import Field, log_prob, predictions, straight
+from rectified.flow.likelihood import Hutchinson, exact_divergence
+from rectified.flow.paths import PATHS
+from tests.flow.oracles import GaussianFlow, normal
 
 
 def test_of_a_gaussian_flow_it_is_the_normal_density():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rectified.errors import UserError
-from rectified.flow import Perceptual, PseudoHuber, Term, lpips, norm, rfpp_terms, squared
-from rectified.flow.losses import mean_loss
+from rectified.flow import Perceptual, Term, rfpp_terms
+from rectified.flow.losses import PseudoHuber, lpips, mean_loss, norm, squared
 from tests.flow.oracles import normal
 
 

@@ -10,22 +10,20 @@ from rectified.errors import UserError
 from rectified.flow import (
     PREDICTIONS,
     Discrete,
-    Endpoints,
     FlowMatching,
-    Given,
     MinibatchOT,
-    PseudoHuber,
     Term,
     WithinClass,
     predictions,
     rfpp_terms,
-    squared,
     straight,
     transport_cost,
 )
-from rectified.flow.losses import SPACES
-from rectified.flow.paths import along
-from tests.flow.oracles import PATHS, GaussianFlow, normal
+from rectified.flow.couplings import Given
+from rectified.flow.losses import SPACES, PseudoHuber, squared
+from rectified.flow.paths import PATHS, along
+from rectified.flow.predictions import Endpoints
+from tests.flow.oracles import GaussianFlow, normal
 
 
 class Fixed(nn.Module):

@@ -17,15 +17,16 @@ from rectified.flow import (
     first_order_gap,
     optimal_cost,
     predictions,
-    rk4,
-    sliced_wasserstein,
     straight,
     straightness,
     transport_cost,
     wasserstein2,
 )
-from rectified.frechet import gaussian_distance
-from tests.flow.oracles import PATHS, GaussianFlow, normal
+from rectified.flow.metrics import sliced_wasserstein
+from rectified.flow.paths import PATHS
+from rectified.flow.solvers import rk4
+from rectified.statistics import gaussian_distance
+from tests.flow.oracles import GaussianFlow, normal
 
 
 def generator(seed=0):

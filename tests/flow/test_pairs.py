@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from rectified.errors import UserError
-from rectified.flow import PairStore, fill, fingerprint, noise_like
+from rectified.flow import PairStore, fingerprint, noise_like
+from rectified.flow.pairs import fill
 
 COUNT, SHARD = 25, 10  # three shards, the last of 5
 
@@ -49,9 +50,8 @@ def test_noise_is_made_again_from_its_seed():
     assert torch.equal(noise_like((5, 2), 3), noise_like((5, 2), 3))
     assert not torch.equal(noise_like((5, 2), 3), noise_like((5, 2), 4))
     assert noise_like((5, 2), 3, dtype=torch.float64).dtype == torch.float64
-    # the same on every machine: the first numbers of PyTorch's CPU generator at seed 3
-    wanted = torch.randn(2, generator=torch.Generator("cpu").manual_seed(3))
-    assert torch.equal(noise_like((1, 2), 3)[0], wanted)
+    # the same on every machine: the first numbers, as printed by this expression on a first one
+    assert noise_like((1, 2), 3)[0].tolist() == pytest.approx([1.41817, -0.68236], abs=1e-4)
 
 
 def test_filling_goes_on_where_it_stopped(tmp_path):
@@ -74,13 +74,13 @@ def test_filling_goes_on_where_it_stopped(tmp_path):
 
 def test_a_kill_loses_at_most_the_shard_in_work(tmp_path):
     script = (
-        "import sys, time, torch\n"
+        "import signal, sys, torch\n"
         "from pathlib import Path\n"
-        "from rectified.flow import PairStore, fill, noise_like\n"
+        "from rectified.flow.pairs import PairStore, fill, noise_like\n"
         "def make(seed, count):\n"
         "    if seed == 2:\n"
         "        print('now', flush=True)\n"
-        "        time.sleep(60)\n"
+        "        signal.pause()\n"
         "    return {'x1': noise_like((count, 2), seed)}\n"
         "fill(PairStore(Path(sys.argv[1]), count=40, shard=10), make)\n"
     )
@@ -173,8 +173,8 @@ def test_a_store_of_something_else_is_refused(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        ('{"a":' * 100_000, "cannot be read"),
+        ("{", "is damaged"),
+        ('{"a":' * 100_000, "is damaged"),
         ("[]", "is not a store of pairs that this version reads"),
         ('{"format": 99}', "is not a store of pairs that this version reads"),
     ],

@@ -8,9 +8,22 @@ import pytest
 import torch
 
 from rectified.errors import UserError
-from rectified.flow import DDPM, EDM, SubVP, VPLinear, edm, linear_betas, straight, vp_linear
-from rectified.flow.paths import EDGE, AffinePath, Path, along
-from tests.flow.oracles import PATHS, normal
+from rectified.flow import straight
+from rectified.flow.paths import (
+    DDPM,
+    EDGE,
+    EDM,
+    PATHS,
+    AffinePath,
+    Path,
+    SubVP,
+    VPLinear,
+    along,
+    edm,
+    linear_betas,
+    vp_linear,
+)
+from tests.flow.oracles import normal
 
 every_path = pytest.mark.parametrize("name", PATHS)
 INSIDE = torch.linspace(0.003, 0.997, 211, dtype=torch.float64)

@@ -5,27 +5,21 @@ import torch
 
 from rectified.errors import UserError
 from rectified.flow import (
-    DDPM,
-    Endpoints,
     Field,
     FlowMatching,
     Phased,
     Term,
-    edm,
-    element_huber,
-    independent,
     integrate,
     natural_euler,
     predictions,
-    scaled_linear_betas,
-    squared,
     straight,
-    sub_vp,
     uniform_grid,
-    vp_cosine,
-    vp_linear,
 )
+from rectified.flow.couplings import independent
+from rectified.flow.losses import element_huber, squared
+from rectified.flow.paths import DDPM, edm, scaled_linear_betas, sub_vp, vp_cosine, vp_linear
 from rectified.flow.phased import follow, phase_endpoints
+from rectified.flow.predictions import Endpoints
 
 PATHS = {
     "straight": straight,

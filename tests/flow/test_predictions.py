@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from rectified.flow import PREDICTIONS, Endpoints, convert, edm, predictions, straight, vp_cosine
-from rectified.flow.paths import along
-from tests.flow.oracles import PATHS, normal
+from rectified.flow import PREDICTIONS, predictions, straight
+from rectified.flow.paths import PATHS, along, edm, vp_cosine
+from rectified.flow.predictions import Endpoints, convert
+from tests.flow.oracles import normal
 
 INSIDE = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 every_source = pytest.mark.parametrize("source", PREDICTIONS)

@@ -18,21 +18,22 @@ from rectified.flow import (
     distil,
     euler,
     generate,
-    independent,
     invert,
     make_pairs,
     natural_euler,
     noise_like,
     predictions,
     reflow,
-    rk4,
     straight,
     straightness,
     wasserstein2,
 )
+from rectified.flow.couplings import independent
+from rectified.flow.paths import PATHS
+from rectified.flow.solvers import rk4
 from rectified.models import VelocityMLP, VelocityResMLP
 from rectified.training import FitConfig
-from tests.flow.oracles import PATHS, GaussianFlow, normal
+from tests.flow.oracles import GaussianFlow, normal
 
 MODULE = sys.modules["rectified.flow.reflow"]  # its name is also the function's
 TRAINING = FitConfig(

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rectified.errors import UserError
-from rectified.flow import FromSet, Sinkhorn, WithinClass, gaussian, transport_cost
-from rectified.flow.couplings import Coupling, assignment, costs
+from rectified.flow import FromSet, Sinkhorn, WithinClass, transport_cost
+from rectified.flow.couplings import Coupling, assignment, costs, gaussian
 from rectified.flow.sinkhorn import plan
 from tests.flow.oracles import normal
 

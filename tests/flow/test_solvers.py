@@ -12,27 +12,30 @@ import torch
 
 from rectified.errors import UserError
 from rectified.flow import (
-    DDIM,
     Field,
-    Heun,
-    adaptive,
     euler,
-    exponential2,
     heun,
     integrate,
-    midpoint,
     natural_euler,
     predictions,
-    renoise,
-    rk4,
     straight,
     uniform_grid,
-    vp_cosine,
-    vp_linear,
 )
+from rectified.flow.paths import PATHS, vp_cosine, vp_linear
 from rectified.flow.predictions import Endpoints
-from rectified.flow.solvers import mix
-from tests.flow.oracles import PATHS, GaussianFlow, named, normal
+from rectified.flow.solvers import (
+    DDIM,
+    SOLVERS,
+    Heun,
+    StepsTogether,
+    adaptive,
+    exponential2,
+    midpoint,
+    mix,
+    renoise,
+    rk4,
+)
+from tests.flow.oracles import GaussianFlow, named, normal
 
 
 def fine(steps, first=0.0, last=1.0):
@@ -406,3 +409,21 @@ def test_adaptive_without_torchdiffeq_names_the_extra(monkeypatch):
 def test_what_cannot_be_integrated_is_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_steps_that_know_of_each_other_say_so():
+    together = {name for name, step in SOLVERS.items() if isinstance(step, StepsTogether)}
+    assert together == {"heun", "exponential2", "renoise"}
+
+
+def test_a_stepper_of_its_own_for_each_integration_is_asked_for():
+    class Counting:
+        def begin(self, state, times):
+            left = list(range(len(times) - 1))
+            return lambda velocity, x, t, s: x + left.pop()
+
+        def __call__(self, velocity, x, t, s):
+            raise AssertionError("one step alone")
+
+    assert integrate(swing, 0, fine(3), Counting()) == [0, 2, 3, 3]
+    assert integrate(swing, 0, fine(3), Counting()) == [0, 2, 3, 3]

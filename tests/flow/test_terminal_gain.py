@@ -3,17 +3,8 @@
 import pytest
 import torch
 
-from rectified.flow import (
-    DDPM,
-    gain_warning,
-    linear_betas,
-    predictions,
-    stable_diffusion,
-    straight,
-    terminal_gain,
-    vp_cosine,
-    vp_linear,
-)
+from rectified.flow import gain_warning, predictions, straight, terminal_gain
+from rectified.flow.paths import DDPM, linear_betas, stable_diffusion, vp_cosine, vp_linear
 
 KINDS = [predictions.noise, predictions.target, predictions.v_prediction, predictions.edm]
 

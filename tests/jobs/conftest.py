@@ -5,33 +5,42 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from rectified.jobs import flow_report, flow_study
-from rectified.jobs.flow_data import Features, Looker
+from rectified.jobs.flow import figures, trial
+from rectified.jobs.flow.features import Classifier, Features
+from rectified.report import Text
 
 
-def untrained_features(samples, *, widths, has_norms, seed, device, progress):
+def untrained_classifier(images, layout, *, seed, device, progress):
     """A classifier that is not trained, which is nearly all of a small study of images."""
     torch.manual_seed(seed)
-    network = Features(samples.shape, widths, samples.classes, has_norms=has_norms)
-    return Looker(network.eval().requires_grad_(False), 0.1)
+    shape = (images.channels, images.height, images.width)
+    network = Features(shape, len(images.classes), layout)
+    return Classifier(network.eval().requires_grad_(False), 0.1)
+
+
+def without_figures(patch):
+    """Words in place of every figure of a page of flows."""
+    for name in ("curves", "bends"):
+        patch.setattr(figures, name, lambda *_, **__: Text(("a figure",)))
+    patch.setattr(figures, "drawings", lambda *_: ())
 
 
 @contextmanager
 def quick_studies():
     """Without figures, and without training of classifiers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow_report, "page", lambda *_: "")
-        patch.setattr(flow_study, "train_features", untrained_features)
+        without_figures(patch)
+        patch.setattr(trial, "train_classifier", untrained_classifier)
         yield
 
 
 @pytest.fixture
 def no_figures(monkeypatch):
     """Without the page's figures."""
-    monkeypatch.setattr(flow_report, "page", lambda *_: "")
+    without_figures(monkeypatch)
 
 
 @pytest.fixture
 def untrained(monkeypatch):
     """Without training of classifiers."""
-    monkeypatch.setattr(flow_study, "train_features", untrained_features)
+    monkeypatch.setattr(trial, "train_classifier", untrained_classifier)

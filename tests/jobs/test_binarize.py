@@ -5,26 +5,29 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from rectified.binary import binary_layers, load_packed
+from rectified.binary.estimators import ESTIMATORS, ClippedSTE, Scheme
+from rectified.binary.layers import binary_layers
 from rectified.cli import main
 from rectified.data import load_images
 from rectified.errors import UserError
-from rectified.jobs import binarize, binarize_report
-from rectified.jobs.binarize import DEFAULT, BinarizeConfig, resolve, summarise
-from rectified.jobs.binarize_settings import ARMS, NETWORKS
-from rectified.jobs.binarize_training import make_network
+from rectified.inference.bits import load_packed
+from rectified.jobs.binarize import report, training
+from rectified.jobs.binarize.report import summarise
+from rectified.jobs.binarize.settings import NETWORKS, BinarizeConfig, resolve
+from rectified.jobs.binarize.training import make_network
 from rectified.jobs.classifiers import load_weights, plain_batches
-from rectified.jobs.reports import combined
-from rectified.jobs.statistics import Interval
+from rectified.jobs.job import open_run
 from rectified.runs import read_json, read_results
+from rectified.statistics import Verdict
 from rectified.training import classification_quality, evaluate
+from tests.holding import family, has_ended, held, until
 
 FAST = "--limit 300 --epochs 2 --device cpu --quiet"
 ROW = ["seed", "estimator", "weight_bits", "activation_bits", "epoch", "accuracy"]
@@ -48,7 +51,9 @@ def study(tmp_path_factory):
 
 def test_results_have_exactly_the_public_fields(study):
     _, results = study
-    assert list(results) == ["verb", "config", "environment", "rows", "summary", "pack"]
+    assert list(results) == [
+        *("verb", "config", "environment", "rows", "summary", "verdicts", "pack")
+    ]
     assert all(list(row) == ROW for row in results["rows"])
     assert len(results["rows"]) == 3 * 3 * 2
     assert list(results["summary"][0]) == ["estimator", "accuracy_mean", "accuracy_ci95", "n"]
@@ -77,14 +82,15 @@ def test_the_summary_is_of_the_last_epoch(study):
 
 def test_estimators_are_compared_seed_by_seed(study):
     _, results = study
-    ((ours, base, found),) = binarize_report.comparisons(results["rows"])
-    assert (ours, base) == ("reste", "ste")  # full precision is a ceiling, not a rival
+    (verdict,) = results["verdicts"]
+    # full precision is a ceiling, not a rival
+    assert (verdict["subject"], verdict["base"]) == ("reste", "ste")
     accuracy = {
         name: [row["accuracy"] for row in of(results, estimator=name, epoch=2)]
         for name in ("reste", "ste")
     }
     reference = stats.ttest_rel(accuracy["reste"], accuracy["ste"])
-    assert found.p == pytest.approx(reference.pvalue)
+    assert verdict["p"] == pytest.approx(reference.pvalue)
 
 
 def test_the_saved_network_is_the_one_that_was_measured(study):
@@ -110,10 +116,9 @@ def test_the_saved_network_is_the_one_that_was_measured(study):
 
 def test_arms_of_a_seed_start_from_the_same_weights():
     data = load_images("digits", seed=0, limit=300)
-    config = resolve(BinarizeConfig(limit=300))
-    states = [
-        make_network(config, data, name, 4).state_dict() for name in ("ste", "reste", "float")
-    ]
+    arms = ("ste", "reste", "float")
+    config = resolve(BinarizeConfig(limit=300, estimator=arms))
+    states = [make_network(config, data, name, 4).state_dict() for name in arms]
     for name, value in states[2].items():
         assert torch.equal(states[0][name], value)
         assert torch.equal(states[1][name], value)
@@ -123,13 +128,19 @@ def test_the_page_needs_nothing_else_and_says_what_was_found(study):
     folder, results = study
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
-    for ours, base, found in binarize_report.comparisons(results["rows"]):
-        assert binarize_report.verdict(ours, base, found).title in page
+    for verdict in results["verdicts"]:
+        assert report.card(Verdict(**verdict)).title in page
+    text = open_run(folder).text
+    for line in results["summary"]:
+        assert f"{100 * line['accuracy_mean']:.2f}%" in text
+        assert f"{100 * line['accuracy_mean']:.2f}%" in page
     for word in ("Gradient instability", "Layer by layer", "On bits", "Settings", "ste_gain"):
         assert word in page
 
 
 def test_the_combined_report_shows_the_run_fully(study):
+    from rectified.jobs.report import combined
+
     folder, _ = study
     page = combined([folder])
     for title in ("What was found", "Over training", "Layer by layer", "On bits"):
@@ -143,12 +154,24 @@ def test_indicators_of_every_layer_and_epoch_are_kept(study):
     assert len(layers) == 2 * 3 * 2 * 4  # estimators, seeds, epochs, weights and inputs of 2 layers
 
 
-@pytest.mark.parametrize("name", sorted(ARMS))
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
 def test_every_arm_trains(name, tmp_path):
     results = run(tmp_path / "run", f"--estimator {name} --seed 1 --epochs 1")
     (row,) = results["rows"]
     assert math.isfinite(row["accuracy"])
     assert results["summary"][0]["accuracy_ci95"] is None
+
+
+def test_a_row_in_the_table_is_all_that_the_job_needs_of_an_estimator(monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "toy", Scheme("A toy", partial(ClippedSTE, 0.7)))
+    data = load_images("digits", seed=0, limit=300)
+    model = make_network(resolve(BinarizeConfig(estimator=("toy",))), data, "toy", 0)
+    assert {layer.weight_estimator.c for layer in binary_layers(model).values()} == {0.7}
+    assert report.named("toy") == "A toy"
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown estimator 'toy'; choose from ste, clipped_ste"):
+        resolve(BinarizeConfig(estimator=("toy",)))
+    assert report.named("toy") == "toy"  # of a run that another version wrote
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
@@ -190,7 +213,7 @@ def without_time(rows):
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", "--estimator ste,reste --seeds 2")
     calls = 0
-    fit = sys.modules["rectified.jobs.binarize_training"].fit
+    fit = sys.modules["rectified.jobs.binarize.training"].fit
 
     def stopping(*arguments, **named):
         nonlocal calls
@@ -199,7 +222,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return fit(*arguments, **named)
 
-    monkeypatch.setattr("rectified.jobs.binarize_training.fit", stopping)
+    monkeypatch.setattr("rectified.jobs.binarize.training.fit", stopping)
     folder = tmp_path / "stopped"
     flags = [*FAST.split(), "--estimator", "ste,reste", "--seeds", "2"]
     assert main(["binarize", "--out", str(folder), *flags]) == 130
@@ -222,29 +245,45 @@ def test_processes_side_by_side_find_the_same(tmp_path):
 
 def test_a_killed_run_leaves_no_workers_and_goes_on(tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "rectified", "binarize", "--limit", "300", "--epochs", "400"]
+    command = [sys.executable, "-m", "rectified", "binarize", "--limit", "300", "--epochs", "3"]
     command += ["--estimator", "ste,reste", "--seed", "0", "--workers", "2", "--quiet"]
-    with subprocess.Popen([*command, "--out", str(folder)], stderr=subprocess.PIPE) as process:
-        for _ in range(400):
-            if list(folder.glob("checkpoint/*-0.safetensors")):
-                break
-            time.sleep(0.1)
+    command += ["--out", str(folder)]
+    with (
+        held("checkpoint/*-0.safetensors", 2) as hold,  # a worker is in its second epoch
+        subprocess.Popen(command, stderr=subprocess.PIPE, env=hold.environment()) as process,
+    ):
+        hold.wait(process)
+        children = family(process)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate()
+        until(lambda: all(map(has_ended, children)))
     assert process.returncode == 143
     assert b"go on with: rectified binarize --resume" in said
+    assert main(["binarize", "--resume", str(folder), "--quiet"]) == 0
 
 
 # ---- words
 
 
-def test_a_verdict_follows_its_interval():
-    above = binarize_report.verdict("reste", "ste", Interval(0.02, 0.01, 0.01, 8))
+def test_a_card_follows_its_verdict():
+    def card(difference, low, high, p, outcome):
+        names = ("reste", "ste", "accuracy", "higher")
+        return report.card(Verdict(*names, difference, low, high, p, 8, outcome))
+
+    above = card(0.02, 0.01, 0.03, 0.01, "gain")
     assert (above.title, above.tone) == ("ReSTE is above STE", "gain")
-    below = binarize_report.verdict("reste", "ste", Interval(-0.02, 0.01, 0.01, 8))
+    below = card(-0.02, -0.03, -0.01, 0.01, "loss")
     assert (below.title, below.tone) == ("ReSTE is below STE", "loss")
-    one = binarize_report.verdict("reste", "ste", Interval(0.02, math.nan, math.nan, 1))
-    assert "one seed: no interval" in one.text
+    assert "one seed: no interval" in card(0.02, None, None, None, "no evidence").text
+
+
+def test_the_network_of_a_run_is_the_one_it_saved(study):
+    folder, _ = study
+    network = open_run(folder).network()
+    packed = load_packed(folder / "packed.safetensors")
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        assert (packed(x) - network(x)).abs().max() <= 2e-6
 
 
 def test_a_summary_of_nothing_but_the_last_epoch():
@@ -290,10 +329,11 @@ def test_a_loss_that_is_no_number_is_told(tmp_path, capsys):
 
 
 def test_weights_that_became_no_numbers_are_told(monkeypatch, tmp_path):
-    def spoil(task, model, *_):
+    def spoil(task, plan, model, *_):
         next(model.parameters()).data.fill_(math.nan)
 
-    monkeypatch.setattr("rectified.jobs.binarize_training._go_on", spoil)
-    task = binarize.Task(resolve(DEFAULT), "ste", 0, tmp_path / "store")
+    monkeypatch.setattr("rectified.jobs.binarize.training._train_on", spoil)
+    plan = resolve(BinarizeConfig())
+    task = training.Task(plan.config, plan.source, "ste", 0, tmp_path / "store")
     with pytest.raises(UserError, match=r"ste/0: '0\.weight' became NaN or infinite"):
-        binarize.train(task)
+        training.train(task)

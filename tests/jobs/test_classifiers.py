@@ -1,5 +1,7 @@
+import json
 import os
 import pickle
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import nn
 from rectified.data import load_images
 from rectified.errors import UserError
 from rectified.jobs.classifiers import (
+    LARGEST,
     RECIPES,
+    Architecture,
     build,
     check_outputs,
     load_weights,
@@ -212,3 +216,43 @@ def test_only_training_batches_are_shuffled(digits):
     (first,), (second,) = (list(shuffled.epoch(number)) for number in (0, 1))
     assert not torch.equal(first[1], second[1])
     assert first[0].mean().abs() < 1e-3  # standardised as the training split is
+
+
+# ---- architectures
+
+
+def test_an_architecture_builds_the_network_of_its_data(digits):
+    architecture = Architecture.of("cnn", digits, norm=True)
+    assert architecture == Architecture("cnn", 10, 1, (8, 8), norm=True)
+    ours, theirs = architecture.build(seed=3), build("cnn", digits, seed=3, norm=True)
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
+
+
+def test_an_architecture_comes_back_from_json(digits):
+    architecture = Architecture.of("mlp", digits, norm=False)
+    assert Architecture.read(json.loads(json.dumps(asdict(architecture)))) == architecture
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": None}, "a field is missing or of another type"),
+        ({"image_size": [1, 2, 3]}, "a field is missing or of another type"),
+        ({"model": ["mlp"]}, "a field is of another type"),
+        ({"norm": 1}, "a field is of another type"),
+        ({"num_classes": LARGEST + 1}, r"sizes must be in 1\.\.100000"),
+        ({"in_channels": "3"}, r"sizes must be in 1\.\.100000"),
+        ({"in_channels": 0}, r"sizes must be in 1\.\.100000"),
+    ],
+)
+def test_an_architecture_that_no_network_has_is_refused(change, message):
+    fields = {"model": "mlp", "num_classes": 2, "in_channels": 1, "image_size": [2, 2]}
+    with pytest.raises(ValueError, match=message):
+        Architecture.read({**fields, "norm": False, **change})
+
+
+def test_only_named_models_are_ours():
+    assert Architecture("mlp", 2, 1, (2, 2), norm=False).is_ours
+    assert not Architecture("theirs:net", 2, 1, (2, 2), norm=False).is_ours

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gemmi
 import pytest
@@ -13,9 +14,9 @@ import torch
 
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs import protein, protein_report, protein_study
-from rectified.jobs.protein import DEFAULT, resolve, run, sample_run
-from rectified.jobs.protein_settings import PRESETS, fit_config
+from rectified.jobs.job import open_run, perform
+from rectified.jobs.protein import JOB, measuring, pairs, samples, study
+from rectified.jobs.protein.settings import PRESETS, ProteinConfig, resolve
 from rectified.protein import model as protein_model
 from rectified.protein.chain_sets import save_set
 from rectified.protein.checkpoints import load_checkpoint
@@ -28,6 +29,7 @@ ROW = (
     *("seed", "round", "steps", "length", "ca_bond_valid", "clashes_per_100", "helix", "strand"),
     *("radius_of_gyration", "seconds_per_sample"),
 )
+DEFAULT = ProteinConfig()
 QUICK = replace(
     DEFAULT,
     lengths=(12,),
@@ -47,11 +49,11 @@ QUICK = replace(
 @pytest.fixture(scope="module", autouse=True)
 def small_network():
     before = dict(protein_model.SIZES)
-    windows = protein_study._REAL
-    protein_model.SIZES["tiny"], protein_study._REAL = SMALL, 8
+    windows = measuring._REAL
+    protein_model.SIZES["tiny"], measuring._REAL = SMALL, 8
     yield
     protein_model.SIZES.update(before)
-    protein_study._REAL = windows
+    measuring._REAL = windows
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,9 @@ def results(path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data):
     folder = Run(tmp_path_factory.mktemp("protein") / "run")
-    text = run(replace(QUICK, data=data), folder, {"command": "rectified protein"}, False)
+    text = perform(
+        JOB, replace(QUICK, data=data), folder, {"command": "rectified protein"}, False
+    ).text
     folder.close()
     return folder.path, text
 
@@ -106,11 +110,11 @@ def test_the_report_and_the_text_say_what_was_found(finished):
     for words in ("Validity against steps", "Ramachandran", "real chains", "data-pdb", "short_A"):
         assert words in page
     assert "mathdefault" not in page
-    assert "points: 3 steps after reflow against 3 before" in text
+    assert "points: 3 steps after reflow, 12 residues against 3 before" in text
     assert "1 chains could not be used" in text
     details = json.loads((path / "details.json").read_text())
     assert details["real"]["12"]["values"]["ca_bond_valid"][0] == 1
-    titles = [one.title for one in protein_report.sections(results(path), details)]
+    titles = [one.title for one in open_run(path).sections]
     assert titles[0] == "What was found"
 
 
@@ -125,11 +129,11 @@ def same(a, b):
 def test_a_killed_run_goes_on_to_the_same_result(finished, data, tmp_path, monkeypatch, where):
     calls = []
     if where == "measuring":
-        target, name, killed_at = protein_study.Study, "_measure", 2
+        target, name, killed_at = study._Study, "_measure", 2
     elif where == "pairs":
-        target, name, killed_at = protein_study.Study, "_sampled", 3
+        target, name, killed_at = study._Study, "_sampled", 3
     else:
-        target, name, killed_at = protein_study, "fit", 2
+        target, name, killed_at = study, "fit", 2
     real = getattr(target, name)
 
     def killed(*arguments, **options):
@@ -142,10 +146,10 @@ def test_a_killed_run_goes_on_to_the_same_result(finished, data, tmp_path, monke
     first = Run(tmp_path / "run")
     config = replace(QUICK, data=data)
     with pytest.raises(KeyboardInterrupt):
-        run(config, first, {}, False)
+        perform(JOB, config, first, {}, False)
     first.close()
     again = Run(tmp_path / "run", resume=True)
-    run(config, again, {}, False)
+    perform(JOB, config, again, {}, False)
     again.close()
     assert same(results(tmp_path / "run")["rows"], results(finished[0])["rows"])
 
@@ -155,7 +159,7 @@ def test_published_weights_are_measured_without_data(finished, tmp_path):
     config = replace(
         DEFAULT, checkpoint=str(finished[0]), rounds=1, lengths=(12,), steps=(3,), samples=2
     )
-    text = run(config, folder, {}, False)
+    text = perform(JOB, config, folder, {}, False).text
     folder.close()
     assert "first flow" in text
     whole = load_checkpoint(finished[0]).state_dict()
@@ -165,18 +169,23 @@ def test_published_weights_are_measured_without_data(finished, tmp_path):
 
 def test_a_few_seeds_give_a_row_each(data, tmp_path):
     folder = Run(tmp_path / "run")
-    run(replace(QUICK, data=data, seeds=2, rounds=1, steps=(3,), transport=True), folder, {}, False)
+    config = replace(QUICK, data=data, seeds=2, rounds=1, steps=(3,), transport=True)
+    perform(JOB, config, folder, {}, False)
     folder.close()
     found = results(tmp_path / "run")
     assert [row["seed"] for row in found["rows"]] == [0, 1]
     assert found["summary"][0]["n"] == 2
 
 
+def write(path, **options):
+    return samples.write_samples(open_run(path), SimpleNamespace(**options))
+
+
 def test_samples_of_a_run_are_written_and_the_same_for_the_same_seed(finished, tmp_path):
     path, _ = finished
     options = {"count": 2, "steps": 3, "length": None, "seed": 5, "device": "cpu"}
-    said = sample_run(path, out=tmp_path / "a", **options)
-    sample_run(path, out=tmp_path / "b", **options)
+    said = write(path, out=tmp_path / "a", **options)
+    write(path, out=tmp_path / "b", **options)
     assert "2 backbones of 12 residues" in said
     first = [(tmp_path / name / "sample-0001.pdb").read_text() for name in "ab"]
     assert first[0] == first[1]
@@ -193,7 +202,7 @@ def test_samples_of_a_run_are_written_and_the_same_for_the_same_seed(finished, t
 def test_impossible_samples_are_refused(finished, tmp_path, change, message):
     options = {"count": 2, "steps": 3, "length": 12, "seed": 5, "device": "cpu"} | change
     with pytest.raises(UserError, match=message):
-        sample_run(finished[0], out=tmp_path / "a", **options)
+        write(finished[0], out=tmp_path / "a", **options)
     assert not (tmp_path / "a").exists()
 
 
@@ -227,11 +236,9 @@ def test_the_command_line_runs_samples_and_reports(data, tmp_path, capsys):
 
 def test_every_preset_is_possible():
     for name in PRESETS:
-        config = resolve(replace(DEFAULT, data="x", preset=name))
-        assert fit_config(config, seed=0, reflow=True).epochs > 0
-    published = fit_config(
-        resolve(replace(DEFAULT, data="x", preset="reqflow")), seed=0, reflow=False
-    )
+        plan = resolve(replace(DEFAULT, data="x", preset=name))
+        assert plan.reflow.epochs > 0
+    published = resolve(replace(DEFAULT, data="x", preset="reqflow")).first
     assert (published.learning_rate, published.ema, published.clip) == (1e-4, 0.0, 0.0)
 
 
@@ -270,8 +277,9 @@ def test_impossible_settings_are_refused(change, message):
     ],
 )
 def test_nothing_is_written_before_a_mistake_is_found(data, tmp_path, change, message):
+    config = replace(QUICK, **({"data": data} | change))
     with pytest.raises(UserError, match=message):
-        run(replace(QUICK, **({"data": data} | change)), Run(tmp_path / "run"), {}, False)
+        perform(JOB, config, Run(tmp_path / "run"), {}, False)
     assert not (tmp_path / "run").exists()
 
 
@@ -294,12 +302,14 @@ def test_the_best_pairs_are_kept_in_their_order():
         [noise.quaternions[0], good.quaternions, noise.quaternions[2], good.quaternions]
     )
     tensors = {"x0": noise.translations, "q0": noise.quaternions, "x1": x1, "q1": q1}
-    kept, _ = protein_study.best_pairs(tensors, 0.5)
+    kept, _ = pairs.best_pairs(tensors, 0.5)
     assert torch.equal(kept.translations, noise.translations[[1, 3]])
     with pytest.raises(UserError, match="keep must leave at least one pair, got 0"):
-        protein_study.best_pairs(tensors, 0.0)
+        pairs.best_pairs(tensors, 0.0)
 
 
-def test_the_job_is_wired(finished):
-    assert protein.DEFAULT.preset == "tiny"
-    assert results(finished[0])["config"]["epochs"] == 2
+def test_settings_come_back_resolved_and_the_network_is_the_last_flow(finished):
+    run = open_run(finished[0])
+    assert run.settings["epochs"] == 2
+    whole = load_checkpoint(finished[0]).state_dict()
+    assert all(torch.equal(whole[name], v) for name, v in run.network().state_dict().items())

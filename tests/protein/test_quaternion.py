@@ -99,7 +99,7 @@ def test_gradients_of_a_matrix_and_back_are_finite_at_half_turns():
         lambda v: min(np.linalg.norm(v[:4]), np.linalg.norm(v[4:])) > 1e-3
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_products_inverses_and_turned_points_are_scipys(numbers):
     p = Q.normalise(torch.tensor(numbers[:4], dtype=torch.float64))
     q = Q.normalise(torch.tensor(numbers[4:], dtype=torch.float64))
@@ -129,7 +129,7 @@ def test_the_way_is_walked_at_a_constant_rate():
     whole = Q.between(q0, q1)
     for t in (0.1, 0.5, 0.9):
         q_t = Q.slerp(t, q0, q1)
-        torch.testing.assert_close(Q.angular_velocity(t, q_t, q1), whole, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(Q.between(q_t, q1) / (1 - t), whole, atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(Q.between(q0, q_t), t * whole, atol=1e-9, rtol=1e-9)
 
 

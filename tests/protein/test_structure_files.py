@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rectified import untrusted
+from rectified import files
 from rectified.errors import UserError
 from rectified.protein.chain_sets import load_chains, load_set, save_set, select
 from rectified.protein.geometry import measure
@@ -231,7 +231,7 @@ def test_a_truncated_gzip_is_refused(tmp_path):
 
 
 def test_files_that_grow_when_they_are_read_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(untrusted, "FREE_BYTES", 10_000)
+    monkeypatch.setattr(files, "FREE_BYTES", 10_000)
     (tmp_path / "a.pdb.gz").write_bytes(gzip.compress(b" " * 10**6))
     with pytest.raises(UserError, match=r"a\.pdb\.gz cannot be read.*holds more than"):
         read_structure(tmp_path / "a.pdb.gz")

@@ -19,7 +19,6 @@ from rectified.errors import UserError
 from rectified.pruning.activate import (
     ARMS,
     Activate,
-    Within,
     activation_scope,
     arm,
     norms_before_relu,
@@ -34,7 +33,7 @@ from rectified.pruning.scores import (
     Gradient,
     Movement,
     Random,
-    Score,
+    ScoreFunction,
     Snapshot,
     SynFlow,
     lamp,
@@ -171,25 +170,6 @@ def test_an_unknown_sign_is_refused() -> None:
         Activate(sign="both")  # type: ignore[arg-type]
 
 
-def test_within_protects_other_layers_and_hands_on_what_a_score_can_do() -> None:
-    w = {"a": torch.tensor([1.0]), "b": torch.tensor([2.0])}
-    masks = {name: torch.ones(1, dtype=torch.bool) for name in w}
-    found = snapshot(w, w, masks)
-    assert Within(magnitude)(found) == magnitude(found)
-    assert Within(magnitude, ("b",))(found)["a"].tolist() == [float("inf")]
-    assert Within(SynFlow()).rounds == SynFlow.rounds
-    assert hasattr(Within(Movement()), "watch")
-    assert not any(hasattr(Within(magnitude), name) for name in ("rounds", "watch", "state"))
-    random = Random(torch.Generator().manual_seed(3))
-    within = Within(random, ("b",))
-    before = within.state
-    first = within(found)["b"]
-    within.state = before
-    random(found)
-    within.state = before
-    assert torch.equal(within(found)["b"], first)
-
-
 LAYERS = [nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh()]
 
 
@@ -256,7 +236,7 @@ class FewRounds(SynFlow):
     rounds = 3
 
 
-SCORES: dict[str, Callable[[], Score]] = {
+SCORES: dict[str, Callable[[], ScoreFunction]] = {
     "magnitude": lambda: magnitude,
     "lamp": lambda: lamp,
     "erk": ERK,

@@ -126,7 +126,7 @@ def scored(entries: list[list[tuple[int, bool]]]) -> tuple[dict[str, Tensor], Ma
     return scores, masks
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(layers, st.floats(0, 1, exclude_max=True))
 def test_global_scope_drops_exactly_the_smallest_and_of_ties_the_first(
     entries: list[list[tuple[int, bool]]], fraction: float
@@ -144,7 +144,7 @@ def test_global_scope_drops_exactly_the_smallest_and_of_ties_the_first(
     assert all(torch.equal(found[name], expected[name]) for name in masks)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(layers, st.floats(0, 0.9), st.integers(0, 3))
 def test_a_floor_keeps_the_best_of_every_layer_and_the_count_stays_exact(
     entries: list[list[tuple[int, bool]]], fraction: float, floor: int
@@ -167,7 +167,7 @@ def test_a_floor_keeps_the_best_of_every_layer_and_the_count_stays_exact(
         assert torch.equal(left.sort(descending=True).values[: len(best)], best)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(layers, st.floats(0, 0.9))
 def test_layer_scope_is_exact_in_all_and_within_one_weight_in_every_layer(
     entries: list[list[tuple[int, bool]]], fraction: float

@@ -11,17 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rectified.errors import UserError
-from rectified.pruning import (
-    Stage,
-    full_masks,
-    hold_shards,
-    iterate,
-    processes,
-    prune,
-    prune_shards,
-    shards,
-)
-from rectified.pruning.processes import agree, digest
+from rectified.pruning import Stage, full_masks, iterate, processes, prune
+from rectified.pruning.processes import agree, digest, hold_shards, prune_shards, shards
 from tests.leaving import leave
 
 

@@ -56,7 +56,7 @@ def test_what_comes_after_the_last_cycle_drops_nothing() -> None:
     assert one_shot(0.1)(2) == 0
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(50, 5000), st.floats(0.02, 0.9), st.integers(1, 12))
 def test_exact_counts_end_within_a_few_weights_of_the_target(
     weights: int, target: float, cycles: int

@@ -35,7 +35,7 @@ def opened(html: str, folder: Path, *extra: str) -> tuple[str, list[str]]:
     file.write_text(html, encoding="utf-8")
     profile = f"--user-data-dir={folder / 'profile'}"
     command = [str(CHROMIUM), *FLAGS, *extra, profile, "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout, re.findall(r".*CONSOLE.*", done.stderr)
 
 

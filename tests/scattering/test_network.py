@@ -42,8 +42,7 @@ from rectified.scattering import (
     weyl_heisenberg,
 )
 
-# every draw compiles nothing and is small; a deadline would measure how busy the machine is
-untimed = settings(deadline=None, max_examples=40)
+few = settings(max_examples=40)
 FRAMES = {
     "wavelets": wavelets(J=2, L=2),
     "half wavelets": wavelets(J=2, L=2, symmetry="half"),
@@ -110,7 +109,7 @@ def built(plan):
     return network, torch.Generator().manual_seed(seed)
 
 
-@untimed
+@few
 @given(plans)
 def test_no_pair_of_signals_is_driven_apart(plan):
     network, generator = built(plan)
@@ -125,7 +124,7 @@ def test_no_pair_of_signals_is_driven_apart(plan):
     assert bounds.sum_of_squares(network(f)) <= f.square().sum() * (1 + 1e-12)
 
 
-@untimed
+@few
 @given(plans)
 def test_features_move_with_their_signal(plan):
     network, generator = built(plan)
@@ -137,7 +136,7 @@ def test_features_move_with_their_signal(plan):
         assert (after - before.roll(step, -1)).norm() <= 1e-12 * x.norm()
 
 
-@untimed
+@few
 @given(plans)
 def test_translation_differences_are_within_their_bounds(plan):
     network, generator = built(plan)

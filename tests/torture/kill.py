@@ -30,9 +30,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rectified import cli, training
+from rectified import cli
 from rectified.jobs import TOOLS, job_of, tool_of
 from rectified.runs import read_results
+from rectified.training import loop
+from tests.holding import Hold, held
 from tests.torture import material
 
 
@@ -104,18 +106,23 @@ ROWS = {  # every verb of the registry has one
 }
 FORK = multiprocessing.get_context("fork")
 LIVES = 200  # of one run, at most
+PATIENCE = 900.0  # seconds: whoever takes as long, on whatever machine, hangs
 NOTHING = "(nothing)"  # what one run has and the other has not, which is no None
 PLACES = 5  # at which a run differs, told of each run
 
 
-def child(arguments: list[str], folder: Path, jump: int | None, saves: float) -> None:
+def child(
+    arguments: list[str], folder: Path, jump: int | None, saves: float, hold: Hold | None
+) -> None:
     """Run a command in a forked process; its words go to files."""
     for number in (1, 2):
         os.dup2(os.open(folder / f"child.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    training._SAVE_EVERY_SECONDS = saves
+    loop._SAVE_EVERY_SECONDS = saves
     if jump is not None:
         unsteady_clock(jump)
+    if hold is not None:
+        hold.listen()
     is_small = material.small_proteins() if arguments[0] == "protein" else contextlib.nullcontext()
     with is_small:
         code = cli.main(arguments)
@@ -131,17 +138,32 @@ def unsteady_clock(seed: int) -> None:
 
 
 def start(
-    words: str, folder: Path, *, jump: int | None = None, saves: float = -1.0
+    words: str,
+    folder: Path,
+    *,
+    jump: int | None = None,
+    saves: float = -1.0,
+    hold: Hold | None = None,
 ) -> multiprocessing.process.BaseProcess:
-    """Begin a command; `saves` is how often an unfinished training is kept, in seconds."""
+    """Begin a command.
+
+    Args:
+        words: the command.
+        folder: where what it says goes.
+        jump: seed of a time of day that leaps about.
+        saves: how often an unfinished training is kept, in seconds.
+        hold: where it waits.
+    """
     arguments = material.split(words)
     tool_of(arguments[0]) if arguments[0] in TOOLS else job_of(arguments[0])  # imports it
     process = FORK.Process(target=child, args=(arguments, folder, jump, saves))
+    import_module(f"rectified.jobs.{'prune' if arguments[0] == 'demo' else arguments[0]}")
+    process = FORK.Process(target=child, args=(arguments, folder, jump, saves, hold))
     process.start()
     return process
 
 
-def ended(process: multiprocessing.process.BaseProcess, seconds: float = 300.0) -> int | None:
+def ended(process: multiprocessing.process.BaseProcess, seconds: float = PATIENCE) -> int | None:
     """The exit code, or None if it has not ended by then."""
     process.join(seconds)
     return process.exitcode
@@ -237,7 +259,7 @@ def killed(name: str, kills: int, seed: int) -> dict[str, Any]:
             words = f"{row.words} --quiet --out {path}"
             for _ in range(LIVES):
                 process = start(words, folder, saves=chance.choice([-1.0, 20.0]))
-                left = chance.uniform(0.0, calm.seconds) if found["kills"] < kills else 300.0
+                left = chance.uniform(0.0, calm.seconds) if found["kills"] < kills else PATIENCE
                 if ended(process, left) is not None:
                     break
                 os.kill(process.pid or 0, signal.SIGKILL)
@@ -288,6 +310,17 @@ def two_at_once(name: str) -> dict[str, Any]:
                 f"{row.words} --out {path} --quiet",
             )
         ]
+        name = VERBS[verb].split()[0]
+        with held(str(path / "results.json")) as hold:
+            first = start(f"{VERBS[verb]} --quiet --out {path}", folder, hold=hold)
+            hold.wait(first)
+            codes = [
+                ended(start(words, other))
+                for words in (
+                    f"{name} --resume {path} --quiet",
+                    f"{VERBS[verb]} --out {path} --quiet",
+                )
+            ]
         said = (other / "child.2").read_text()
         places = unlike(path, wanted) if ended(first) == 0 else ["the first failed"]
     refused = codes == [2, 2] and said.count("\n") == 1

@@ -46,7 +46,7 @@ def chains() -> Path:
 @cache
 def pipeline() -> Path:
     """A pipeline of diffusers with random weights."""
-    from tests.flow.diffusers import tiny
+    from tests.flow.pipelines import tiny
 
     torch.manual_seed(0)
     tiny.unconditional().save_pretrained(place() / "unconditional")
@@ -95,11 +95,12 @@ RUNS = {  # a run of every verb, as small as it can be
 def finished() -> list[Path]:
     """Folders of `RUNS`, done here, without pages of their own, whose figures take long."""
     from rectified.cli import main
-    from rectified.jobs import diffusion_pipeline, job
+    from rectified.jobs import job
+    from rectified.jobs.pipeline import measuring
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(job, "html", lambda _: ""))
-        stack.enter_context(patch.object(diffusion_pipeline, "GEOMETRY_STEPS", 4))
+        stack.enter_context(patch.object(measuring, "GEOMETRY_STEPS", 4))
         stack.enter_context(small_proteins())
         stack.enter_context(redirect_stdout(StringIO()))
         for name, words in RUNS.items():

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rectified import runs
 from rectified.data import load_images
+from rectified.files import write_tensors
+from rectified.inference.sparse import load_sparse, save_sparse
 from rectified.jobs import job_of
 from rectified.jobs.classifiers import load_weights
 from rectified.jobs.deploy import load_lean
@@ -22,8 +23,7 @@ from rectified.jobs.report import combined
 from rectified.jobs.sweep.grid import points
 from rectified.jobs.values import from_settings
 from rectified.models import mlp
-from rectified.pruning import load_sparse, save_sparse
-from rectified.runs import load_tree, read_config, read_results, save_tree, write_config
+from rectified.runs import checkpoint, load_tree, read_config, read_results, save_tree, write_config
 from tests.torture.reader import Reader, written
 from tests.torture.readers_of_verbs import VERB_READERS
 
@@ -72,8 +72,8 @@ def _read_skeleton(path: Path) -> None:
     skeleton = path.read_bytes().decode("utf-8", "replace")
     tensors = {"t0": torch.arange(3.0)}
     made = path.with_suffix(".safetensors")
-    about = {"tree": skeleton, "sha256": runs._hash(skeleton, tensors)}
-    runs._write_tensors(made, tensors, about)
+    about = {"tree": skeleton, "sha256": checkpoint._hash(skeleton, tensors)}
+    write_tensors(made, tensors, about)
     load_tree(made)
 
 

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from rectified.binary import STE, BinaryLinear, convert, load_packed, pack, save_packed
+from rectified.binary import STE, BinaryLinear, convert
 from rectified.data.points import read_points
 from rectified.flow.pairs import PairStore
+from rectified.inference.bits import load_packed, pack, save_packed
 from rectified.jobs import JOBS, job_of
-from rectified.jobs.flow import load_field
+from rectified.jobs.flow.networks import load_field
 from rectified.jobs.report import combined
 from rectified.jobs.values import from_settings
 from rectified.models import VelocityMLP, cnn
@@ -300,7 +301,7 @@ def _pipeline_reader(part: str) -> Reader:
         return [(material.pipeline() / place).read_bytes()]
 
     def read(path: Path) -> None:
-        from rectified.flow.diffusers import load_pipeline, pipeline_field, sample_shape
+        from rectified.flow.pipelines import load_pipeline, pipeline_field, sample_shape
 
         folder = path.parent / "pipeline"
         if not folder.exists():

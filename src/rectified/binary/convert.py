@@ -20,9 +20,11 @@ from torch.fx.node import Node
 
 from rectified.binary.estimators import ReSTE
 from rectified.binary.layers import BinaryConv2d, BinaryLayer, BinaryLinear, MakeEstimator
-from rectified.binary.tracing import module_of, only_input, trace
 from rectified.errors import UserError, choose
-from rectified.rewriting import call_layers_, plain_copy
+from rectified.graphs import operations
+from rectified.graphs.bit_layers import only_input, trace
+from rectified.graphs.copies import call_layers_, plain_copy
+from rectified.graphs.operations import Trait, kinds, module_of
 
 _MIXERS = (
     nn.Linear,
@@ -31,12 +33,6 @@ _MIXERS = (
     nn.MultiheadAttention,
     nn.RNNBase,
 )
-_NEVER_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softplus)
-_SAME_SIGN = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_SAME_VALUES = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d)
-_CALLED = {torch.relu, torch.relu_, F.relu, F.relu6, torch.sigmoid, "relu", "relu_", "sigmoid"}
-_PASSED_ON = {torch.flatten, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout}
-_PASSED_ON_BY_METHOD = {"flatten", "view", "reshape", "contiguous"}
 
 
 def convert(
@@ -207,9 +203,9 @@ def _free_sign(model: nn.Module, layer: Node, modules: dict[str, nn.Module]) -> 
         source = only_input(source)
     if not isinstance(source, Node):
         return
-    if isinstance(module_of(source, modules), _NEVER_NEGATIVE):
+    if isinstance(module_of(source, modules), operations.modules(Trait.NEVER_NEGATIVE)):
         model.set_submodule(str(source.target), nn.Identity())
-    elif source.op != "call_module" and source.target in _CALLED:
+    elif source.op != "call_module" and source.target in kinds(Trait.NEVER_NEGATIVE):
         raise UserError(
             f"layer {layer.target!r} would see no negative input: make the function {source.name!r}"
             f" before it a module, which convert takes out, or give keep=[..., {layer.target!r}]"
@@ -217,8 +213,7 @@ def _free_sign(model: nn.Module, layer: Node, modules: dict[str, nn.Module]) -> 
 
 
 def _keeps_sign(node: Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return isinstance(modules[str(node.target)], _SAME_SIGN + _SAME_VALUES)
-    if node.op == "call_function":
-        return node.target in _PASSED_ON
-    return node.op == "call_method" and node.target in _PASSED_ON_BY_METHOD
+    module = module_of(node, modules)
+    if module is not None:
+        return isinstance(module, operations.modules(Trait.KEEPS_SIGN))
+    return node.op != "placeholder" and node.target in kinds(Trait.KEEPS_SIGN)

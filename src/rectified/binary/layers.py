@@ -26,18 +26,16 @@ from torch import Tensor, nn
 from rectified.binary.estimators import ReSTE
 from rectified.binary.sign import Estimator, binarize
 from rectified.errors import UserError, choose
+from rectified.graphs.bit_layers import BitLayer
 from rectified.training import Step
 
 MakeEstimator = Callable[[], Estimator]
 SCALES = ("channel", "layer", "none")
 
 
-class _Binary(nn.Module):
+class _Binary(BitLayer):
     """What the two layers share: estimators, the scale, the sign of weights and inputs."""
 
-    weight: Tensor
-    bias: Any
-    activation_bits: int
     scale: str
     standardize: bool
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rectified.graphs.bit_layers import sign
+
 
 @runtime_checkable
 class Estimator(Protocol):
@@ -52,17 +54,6 @@ def binarize(x: Float[Tensor, "..."], estimator: Estimator) -> Float[Tensor, "..
     with torch.no_grad():
         slope = estimator.slope(x)
     return _Sign.apply(x, slope)
-
-
-def sign(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """+1 where x >= 0, -1 elsewhere, without a gradient.
-
-    Example:
-        >>> sign(torch.tensor([-0.0, float("nan")])).tolist()
-        [1.0, -1.0]
-    """
-    # five times as fast on a CPU as torch.where with two numbers
-    return (x.detach() >= 0).to(x.dtype).mul_(2).sub_(1)
 
 
 class _Sign(torch.autograd.Function):

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rectified.errors import UserError
 from rectified.jobs import Entry
-from rectified.jobs.values import Settings, hints_of, read
+from rectified.jobs.values import Settings, hints_of, listings_of, read
 
 HELP = ("-h", "--help")
 _METAVARS: dict[object, str] = {
@@ -120,7 +120,8 @@ def _parser(**how: Any) -> argparse.ArgumentParser:
 def _add_flags(
     add: Callable[..., object], default: Settings, only: Collection[str] | None = None
 ) -> None:
-    about = documented(type(default))
+    listings = {name: one.help for name, one in listings_of(type(default)).items()}
+    about = documented(type(default)) | listings
     for name, hint in hints_of(type(default)).items():
         if only is not None and name not in only:
             continue

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rectified.cli.arguments import take
-from rectified.consent import check_consent, factories, folders
 from rectified.errors import UserError
+from rectified.foreign import check_consent, factories, folders
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def _pusher(repository: str | None) -> Callable[[Path], None]:
     """What uploads a finished run, where that is asked for; it is known to be possible."""
     if repository is None:
         return lambda _: None
-    from rectified.jobs.hub import check_repository, push_to_hub
+    from rectified.runs.hub import check_repository, push_to_hub
 
     check_repository(repository)
     return lambda path: print(f"pushed to {push_to_hub(path, repository)}")
@@ -177,7 +177,7 @@ def _tracked(tracker: str | None, folder: Run, config: Any) -> Iterator[None]:
     if tracker is None or not folder.writer:
         yield
         return
-    from rectified.tracking import Tracker
+    from rectified.runs.tracker import Tracker
 
     with contextlib.closing(Tracker(tracker, folder.path, asdict(config))) as one:
         folder.listeners.append(one)

@@ -13,13 +13,14 @@ from rectified.data.augment import Augment
 from rectified.data.batches import Batches
 from rectified.data.images import ImageData, Images
 from rectified.data.points import DISTRIBUTIONS, draw_points, read_points
-from rectified.data.readers import load_images
+from rectified.data.readers import ImageSource, load_images
 
 __all__ = [
     "DISTRIBUTIONS",
     "Augment",
     "Batches",
     "ImageData",
+    "ImageSource",
     "Images",
     "draw_points",
     "load_images",

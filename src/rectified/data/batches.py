@@ -1,19 +1,21 @@
 """Batches of images, the same on every device and from every starting point.
 
 The order and the augmentation of epoch `e` follow from `(seed, e)` alone: a run that resumes at
-epoch 7 sees what an uninterrupted one saw. All draws come from a CPU generator, so a GPU sees the
-same data as a CPU. Pixels live on the device as `uint8` and become floating point batch by batch:
+epoch 7 sees what an uninterrupted one saw. All draws of an epoch come from a CPU generator and
+travel to the device at once, so a GPU sees the same data as a CPU and never waits for one. Pixels
+live on the device as `uint8` and become floating point batch by batch:
 
     x = (augment(pixels) / peak - mean) / std
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from rectified import seeds
 from rectified.data.augment import Augment
 from rectified.data.images import Images
 from rectified.errors import UserError
@@ -40,7 +42,7 @@ class Batches:
         >>> pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
         >>> batches = Batches(Images(pixels, torch.arange(10), peak=10), 4, seed=0)
         >>> [labels.tolist() for _, labels in batches.epoch(3)]
-        [[9, 3, 4, 0], [6, 8, 5, 7]]
+        [[2, 6, 7, 1], [4, 8, 9, 0]]
     """
 
     def __init__(
@@ -91,14 +93,34 @@ class Batches:
         Returns:
             Images, standardised, and their class numbers.
         """
-        generator = _generator(self.seed, number)
+        draws = self.draws(number)
+        for first in range(0, len(draws.rows), self.size):
+            yield self.make(draws.at(slice(first, first + self.size)))
+
+    def draws(self, number: int) -> "Draws":
+        """Everything that is random in an epoch, drawn at once and sent to the device at once."""
+        generator = seeds.generator(self.seed, number, "batches")
         count = len(self.labels)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        for rows in order.to(self.labels.device).split(self.size)[: len(self)]:
-            pixels = self.pixels[rows]
-            if self.augment:
-                pixels = self.augment(pixels, generator)
-            yield self._standardised(pixels), self.labels[rows]
+        order = order[: len(self) * self.size]
+        device = self.labels.device
+        if self.augment is None:
+            return Draws(order.to(device), ())
+        sizes = [len(rows) for rows in order.split(self.size)]
+        drawn = [self.augment.draw(size, generator) for size in sizes]
+        return Draws(
+            order.to(device), tuple(torch.cat(one).to(device) for one in zip(*drawn, strict=True))
+        )
+
+    def make(
+        self, draws: "Draws"
+    ) -> tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]:
+        """Make a batch of what was drawn for it, without a wait of the host."""
+        pixels = self.pixels[draws.rows]
+        if self.augment is not None:
+            shift, mirrored = draws.augmentation
+            pixels = self.augment.apply(pixels, (shift, mirrored))
+        return self._standardised(pixels), self.labels[draws.rows]
 
     def _standardised(
         self, pixels: UInt8[Tensor, "batch channels height width"]
@@ -108,7 +130,22 @@ class Batches:
         return x if self.std is None else x / self.std
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    # The CPU generator reads 32 bits of its seed only; SeedSequence mixes both numbers into them.
-    mixed = np.random.SeedSequence((seed, number)).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(mixed))
+@dataclass(frozen=True)
+class Draws:
+    """What is random in some examples, a row each.
+
+    Attributes:
+        rows: which images they are.
+        augmentation: what `Augment.draw` drew for them; nothing without augmentation.
+    """
+
+    rows: Int64[Tensor, " examples"]
+    augmentation: tuple[Tensor, ...]
+
+    def at(self, places: slice | Int64[Tensor, " chosen"]) -> "Draws":
+        """Those of some examples only."""
+        return Draws(self.rows[places], tuple(one[places] for one in self.augmentation))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it, in a fixed order."""
+        return (self.rows, *self.augmentation)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rectified.data.parquet import Piece, find_columns, label_values, split_of, stored_table
 from rectified.data.stored import Stored
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 
 
 def hub_splits(name: str, *, image_size: int | None = None) -> dict[str, Stored]:
@@ -29,10 +29,9 @@ def hub_splits(name: str, *, image_size: int | None = None) -> dict[str, Stored]
     try:
         splits = datasets.load_dataset(name)
     except Exception as error:  # the hub, its cache and the network fail in many ways
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{name!r} is no path here and could not be loaded from Hugging Face ({reason}); "
-            "check the name and the network, or give a folder"
+            f"{name!r} is no path here and could not be loaded from Hugging Face "
+            f"({first_line(error)}); check the name and the network, or give a folder"
         ) from error
     known = {split_of(split): data for split, data in splits.items()}
     if "train" not in known:

@@ -7,7 +7,6 @@ has them. A file belongs to the split that its name gives: `train-00000-of-00002
 """
 
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ from torch import Tensor
 
 from rectified.data.pictures import Picture, decode
 from rectified.data.stored import Stored
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
+from rectified.files import from_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -224,8 +224,9 @@ def _opened(file: Path) -> Iterator[Any]:
             _check_size(file, parquet.metadata)
             yield parquet
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{file} cannot be read as parquet ({reason}); fetch it again") from error
+        raise UserError(
+            f"{file} cannot be read as parquet ({first_line(error)}); fetch it again"
+        ) from error
 
 
 def _check_size(file: Path, about: "pq.FileMetaData") -> None:
@@ -262,9 +263,9 @@ def _contents(piece: Piece, rows: Int64[Tensor, " rows"]) -> list[bytes | None]:
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...]:
     try:
-        info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+        info = from_json((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         names = info.get("features", {}).get(label, {}).get("names", ())
-    except (ValueError, AttributeError, RecursionError):  # somebody else's words: no names then
+    except (ValueError, AttributeError):  # somebody else's words: no names then
         return ()
     return tuple(map(str, names)) if isinstance(names, list) else ()
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,7 +92,7 @@ def _load(place: str, file: Path | BytesIO) -> "Image.Image":
         ) from error
     except Exception as error:  # Pillow's decoders raise errors of many kinds on broken files
         raise UserError(
-            f"{place} cannot be read as an image ({_first_line(error)}); mend or remove it"
+            f"{place} cannot be read as an image ({first_line(error)}); mend or remove it"
         ) from error
 
 
@@ -113,7 +113,3 @@ def _to_array(
 
 def _size(picture: UInt8[np.ndarray, "channels height width"]) -> str:
     return f"{picture.shape[1]}x{picture.shape[2]}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

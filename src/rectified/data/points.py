@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rectified.errors import UserError, choose
+from rectified import seeds
+from rectified.errors import UserError, choose, first_line
 
 Drawn = Float[Tensor, "count dimensions"]
 
@@ -32,7 +33,8 @@ _NOISE = 0.2
 def _moons(count: int, generator: torch.Generator) -> Drawn:
     from sklearn.datasets import make_moons
 
-    points, _ = make_moons(count, noise=_NOISE, random_state=generator.initial_seed() % 2**32)
+    seed = int(torch.randint(2**32, (), generator=generator))
+    points, _ = make_moons(count, noise=_NOISE, random_state=seed)
     return 3 * torch.from_numpy(points).float() - 1
 
 
@@ -74,7 +76,7 @@ def draw_points(name: str, count: int, seed: int) -> Drawn:
     choose("distribution", name, list(DISTRIBUTIONS))
     if count < 1:
         raise UserError(f"count must be at least 1, got {count}")
-    return DISTRIBUTIONS[name](count, torch.Generator().manual_seed(seed))
+    return DISTRIBUTIONS[name](count, seeds.generator(seed, name))
 
 
 def read_points(path: Path) -> Drawn:
@@ -95,8 +97,7 @@ def read_points(path: Path) -> Drawn:
         *(OSError, ValueError, TypeError, EOFError, OverflowError),
         *(SyntaxError, TokenError),  # NumPy reads the head of an array as Python's literals
     ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is not a table of numbers ({reason})") from error
+        raise UserError(f"{path} is not a table of numbers ({first_line(error)})") from error
     if points.ndim != 2 or not points.numel():
         raise UserError(
             f"{path} must be a table with a row a point, got shape {tuple(points.shape)}"

@@ -14,13 +14,17 @@ changes neither test nor validation.
 """
 
 import re
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from rectified import seeds
 from rectified.data.folder import folder_splits
 from rectified.data.hub import hub_splits
 from rectified.data.images import ImageData, Images
@@ -66,13 +70,69 @@ def load_images(
         >>> data.channels, data.height, data.width, data.train.peak
         (1, 8, 8, 16)
     """
+    _check(seed, validation, image_size)
+    return _split(source, *_open(source, image_size), seed, limit, validation)
+
+
+class ImageSource:
+    """A source that is opened once, and whose pictures are decoded once, for many seeds.
+
+    Args:
+        source: as in `load_images`.
+        image_size: as there.
+
+    Example:
+        >>> source = ImageSource("digits")
+        >>> [len(source.load(seed=seed, limit=500).train) for seed in (0, 1)]
+        [500, 500]
+    """
+
+    def __init__(self, source: str, image_size: int | None = None) -> None:
+        self.source, self.image_size = source, image_size
+        self._name = uuid4().hex
+        self._opened: tuple[str, dict[str, Stored]] | None = None
+
+    def load(
+        self, *, seed: int = 0, limit: int | None = None, validation: float = 0.1
+    ) -> ImageData:
+        """What `load_images` returns.
+
+        Raises:
+            UserError: as there.
+        """
+        _check(seed, validation, self.image_size)
+        if self._opened is None:
+            name, stored = _open(self.source, self.image_size)
+            self._opened = name, {split: one.remembering() for split, one in stored.items()}
+        return _split(self.source, *self._opened, seed, limit, validation)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process is sent no pixels: it decodes for itself, and once."""
+        return _sent, (self.source, self.image_size, self._name)
+
+
+@lru_cache(maxsize=1)
+def _sent(source: str, image_size: int | None, _name: str) -> ImageSource:
+    return ImageSource(source, image_size)
+
+
+def _check(seed: int, validation: float, image_size: int | None) -> None:
     if seed < 0:
         raise UserError(f"seed must be at least 0, got {seed}")
     if not 0 <= validation < 1:
         raise UserError(f"validation must be in [0, 1), got {validation}")
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size must be at least 1, got {image_size}")
-    name, stored = _open(source, image_size)
+
+
+def _split(
+    source: str,
+    name: str,
+    stored: dict[str, Stored],
+    seed: int,
+    limit: int | None,
+    validation: float,
+) -> ImageData:
     present = np.unique(stored["train"].labels)
     if len(present) < 2:
         raise UserError(f"{source} must hold at least two classes, got {present.tolist()}")
@@ -115,7 +175,7 @@ def _deal(
     labels: dict[str, Int64[Tensor, " n"]], seed: int, limit: int | None, validation: float
 ) -> Rows:
     """Decide which rows form each split, on the labels alone."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed, "splits")
     rows = {split: (split, torch.arange(len(values))) for split, values in labels.items()}
     for split, share in (("test", _TEST_SHARE), ("validation", validation)):
         if split not in rows:

@@ -5,7 +5,7 @@ alone, so that only the pictures that are needed are ever decoded.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,20 @@ class Stored:
         """The given names, else the labels in ascending order."""
         return self.names or tuple(str(label) for label in np.unique(self.labels))
 
+    def remembering(self) -> "Stored":
+        """The same split, which decodes no row twice.
+
+        Example:
+            >>> asked = []
+            >>> def read(rows): asked.extend(rows.tolist()); return rows.byte().view(-1, 1, 1, 1)
+            >>> rows = Stored(np.array([0, 1, 0]), read).remembering()
+            >>> [rows.read(torch.tensor(some)).flatten().tolist() for some in ([0, 2], [1, 2])]
+            [[0, 2], [1, 2]]
+            >>> asked
+            [0, 2, 1]
+        """
+        return replace(self, read=_Remembering(self.read, len(self.labels)))
+
     def numbered(self, like: "Stored", split: str) -> Int64[Tensor, " n"]:
         """Return the labels as class numbers.
 
@@ -73,3 +87,25 @@ class Stored:
         values = np.unique(self.labels)
         # A negative number is the usual mark of a row without a label.
         return values[values >= 0] if values.dtype.kind == "i" else values
+
+
+class _Remembering:
+    """Reads rows once."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor], count: int) -> None:
+        self.read = read
+        self.known = torch.zeros(count, dtype=torch.bool)
+        self.pixels: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        new = rows[~self.known[rows]]
+        if len(new):
+            found = self.read(new)
+            if self.pixels is None:
+                self.pixels = found.new_empty(len(self.known), *found.shape[1:])
+            if found.shape[1:] != self.pixels.shape[1:]:  # grey here and colour there
+                return self.read(rows)
+            self.pixels[new] = found
+            self.known[new] = True
+        assert self.pixels is not None  # at least one row was asked for
+        return self.pixels[rows]

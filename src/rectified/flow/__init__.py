@@ -8,198 +8,129 @@
     samples, evaluations = generate(straighter, noise, steps=1)
 
 Everything is one core: a path x a prediction x a coupling x a time law x terms x a solver, each a
-value that is passed in. Lower-case names are ready ones (`straight`, `u_shaped`, `heun`); the
-capital ones make others (`UShaped(a=2)`).
+value that is passed in, from the module of its kind (`paths.vp_cosine`, `times.u_shaped`).
+Lower-case names are ready values; the capital ones make others (`times.UShaped(a=2)`).
 
 Conventions: t = 0 is the source x0 (noise), t = 1 the target x1 (data), x_t = a(t) x1 + b(t) x0;
 the first axis is the batch; times are one number or one a point.
 """
 
-from rectified.flow import predictions
-from rectified.flow.couplings import (
-    FromSet,
-    Given,
-    Independent,
-    MinibatchOT,
-    Mixture,
-    WithinClass,
-    gaussian,
-    independent,
-    minibatch_ot,
+from typing import TYPE_CHECKING
+
+from rectified.errors import moved
+from rectified.flow import (
+    couplings,
+    fields,
+    grids,
+    likelihood,
+    losses,
+    matching,
+    metrics,
+    pairs,
+    paths,
+    phased,
+    predictions,
+    sinkhorn,
+    solvers,
+    times,
 )
-from rectified.flow.fields import Field, OnPath
-from rectified.flow.grids import canonical_grid, edm_grid, log_snr_grid, uniform_grid
-from rectified.flow.likelihood import Hutchinson, exact_divergence, log_prob
-from rectified.flow.losses import (
-    Perceptual,
-    PseudoHuber,
-    Term,
-    element_huber,
-    lpips,
-    norm,
-    rfpp_terms,
-    squared,
-)
+from rectified.flow.couplings import FromSet, Independent, MinibatchOT, WithinClass
+from rectified.flow.fields import Field
+from rectified.flow.grids import uniform_grid
+from rectified.flow.likelihood import log_prob
+from rectified.flow.losses import Perceptual, Term, rfpp_terms
 from rectified.flow.matching import FlowMatching
 from rectified.flow.metrics import (
     Straightness,
     feature_distance,
     first_order_gap,
     optimal_cost,
-    sliced_wasserstein,
     straightness,
     transport_cost,
     wasserstein2,
 )
-from rectified.flow.pairs import PairStore, fill, fingerprint, noise_like
-from rectified.flow.paths import (
-    DDPM,
-    EDM,
-    SubVP,
-    VPCosine,
-    VPLinear,
-    edm,
-    linear_betas,
-    scaled_linear_betas,
-    stable_diffusion,
-    straight,
-    sub_vp,
-    vp_cosine,
-    vp_linear,
-)
+from rectified.flow.pairs import PairStore, fingerprint, noise_like
+from rectified.flow.paths import straight
 from rectified.flow.phased import Phased
-from rectified.flow.predictions import PREDICTIONS, Endpoints, Prediction, convert
-from rectified.flow.reflow import (
-    Draws,
-    check_pairs,
-    distil,
-    generate,
-    invert,
-    make_pairs,
-    reflow,
-)
+from rectified.flow.predictions import PREDICTIONS
+from rectified.flow.reflow import Draws, check_pairs, distil, generate, invert, make_pairs, reflow
 from rectified.flow.sinkhorn import Sinkhorn
-from rectified.flow.solvers import (
-    DDIM,
-    Heun,
-    Trajectory,
-    adaptive,
-    euler,
-    exponential2,
-    heun,
-    integrate,
-    midpoint,
-    natural_euler,
-    renoise,
-    rk4,
-)
+from rectified.flow.solvers import euler, heun, integrate, natural_euler
 from rectified.flow.terminal_gain import gain_warning, terminal_gain
-from rectified.flow.times import (
-    Discrete,
-    EDMLogNormal,
-    EndpointMass,
-    Exponential,
-    LogitNormal,
-    Uniform,
-    UShaped,
-    edm_lognormal,
-    exponential,
-    logit_normal,
-    u_shaped,
-    uniform,
-)
+from rectified.flow.times import Discrete
 
 __all__ = [
-    "DDIM",
-    "DDPM",
-    "EDM",
     "PREDICTIONS",
     "Discrete",
     "Draws",
-    "EDMLogNormal",
-    "EndpointMass",
-    "Endpoints",
-    "Exponential",
     "Field",
     "FlowMatching",
     "FromSet",
-    "Given",
-    "Heun",
-    "Hutchinson",
     "Independent",
-    "LogitNormal",
     "MinibatchOT",
-    "Mixture",
-    "OnPath",
     "PairStore",
     "Perceptual",
     "Phased",
-    "Prediction",
-    "PseudoHuber",
     "Sinkhorn",
     "Straightness",
-    "SubVP",
     "Term",
-    "Trajectory",
-    "UShaped",
-    "Uniform",
-    "VPCosine",
-    "VPLinear",
     "WithinClass",
-    "adaptive",
-    "canonical_grid",
     "check_pairs",
-    "convert",
+    "couplings",
     "distil",
-    "edm",
-    "edm_grid",
-    "edm_lognormal",
-    "element_huber",
     "euler",
-    "exact_divergence",
-    "exponential",
-    "exponential2",
     "feature_distance",
-    "fill",
+    "fields",
     "fingerprint",
     "first_order_gap",
     "gain_warning",
-    "gaussian",
     "generate",
+    "grids",
     "heun",
-    "independent",
     "integrate",
     "invert",
-    "linear_betas",
+    "likelihood",
     "log_prob",
-    "log_snr_grid",
-    "logit_normal",
-    "lpips",
+    "losses",
     "make_pairs",
-    "midpoint",
-    "minibatch_ot",
+    "matching",
+    "metrics",
     "natural_euler",
     "noise_like",
-    "norm",
     "optimal_cost",
+    "pairs",
+    "paths",
+    "phased",
     "predictions",
     "reflow",
-    "renoise",
     "rfpp_terms",
-    "rk4",
-    "scaled_linear_betas",
-    "sliced_wasserstein",
-    "squared",
-    "stable_diffusion",
+    "sinkhorn",
+    "solvers",
     "straight",
     "straightness",
-    "sub_vp",
     "terminal_gain",
+    "times",
     "transport_cost",
-    "u_shaped",
-    "uniform",
     "uniform_grid",
-    "vp_cosine",
-    "vp_linear",
     "wasserstein2",
 ]
+
+if not TYPE_CHECKING:  # to which every name would seem to be there
+    __getattr__ = moved(
+        __name__,
+        {
+            "couplings": "Given Mixture gaussian independent minibatch_ot",
+            "fields": "OnPath",
+            "grids": "canonical_grid edm_grid log_snr_grid",
+            "likelihood": "Hutchinson exact_divergence",
+            "losses": "PseudoHuber element_huber lpips norm squared",
+            "metrics": "sliced_wasserstein",
+            "pairs": "fill",
+            "paths": "DDPM EDM SubVP VPCosine VPLinear edm linear_betas scaled_linear_betas "
+            "stable_diffusion sub_vp vp_cosine vp_linear",
+            "predictions": "Endpoints Prediction convert",
+            "solvers": "DDIM Heun Trajectory adaptive exponential2 midpoint renoise rk4",
+            "times": "EDMLogNormal EndpointMass Exponential LogitNormal UShaped Uniform "
+            "edm_lognormal exponential logit_normal u_shaped uniform",
+        },
+    )

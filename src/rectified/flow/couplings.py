@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -36,6 +37,13 @@ class Coupling(Protocol):
     def __call__(
         self, x1: Tensor, generator: torch.Generator | None = None, /
     ) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class ByLabels(Protocol):
+    """A coupling that depends on the labels of the batch: under given ones it is a `Coupling`."""
+
+    def given(self, labels: Tensor, /) -> Coupling: ...
 
 
 def gaussian(x1: Points, generator: torch.Generator | None = None) -> Points:
@@ -235,6 +243,10 @@ class WithinClass:
     """
 
     inner: Coupling
+
+    def given(self, labels: Int64[Tensor, " batch"], /) -> Coupling:
+        """The coupling of a batch with these labels."""
+        return partial(self, labels=labels)
 
     def __call__(
         self,

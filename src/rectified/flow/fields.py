@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Int64
@@ -25,9 +26,11 @@ from rectified.flow.predictions import Endpoints, Prediction
 
 NO_CLASS = -1
 
+Network = TypeVar("Network", bound=Callable[..., Tensor])  # a function, or a module with weights
+
 
 @dataclass(frozen=True)
-class Field:
+class Field(Generic[Network]):
     """A network as a velocity field.
 
     Args:
@@ -46,7 +49,7 @@ class Field:
         torch.Size([2, 3])
     """
 
-    network: Callable[..., Tensor]
+    network: Network
     path: AffinePath = straight
     predicts: Prediction = predictions.velocity
     labels: Int64[Tensor, " batch"] | None = None
@@ -58,7 +61,9 @@ class Field:
                 f"guidance needs a condition: give labels, or guidance 1 (got {self.guidance:g})"
             )
 
-    def given(self, labels: Int64[Tensor, " batch"] | None, guidance: float = 1.0) -> Field:
+    def given(
+        self, labels: Int64[Tensor, " batch"] | None, guidance: float = 1.0
+    ) -> Field[Network]:
         """The same field under these conditions."""
         return replace(self, labels=labels, guidance=guidance)
 
@@ -121,7 +126,7 @@ class OnPath:
         """The velocity along the new path."""
         return predictions.velocity.of(self.endpoints(x, t), t.to(x.dtype), self.path)
 
-    def trainable(self) -> Field:
+    def trainable(self) -> Field[nn.Module]:
         """The same field with a network that predicts velocities on the new path.
 
         It holds the network of the old field, in the old network's own inputs and outputs: a

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rectified.errors import UserError, choose
+from rectified.errors import UserError, choose, first_line
 from rectified.flow.paths import Points
 
 Loss = Callable[[Points, Points], Float[Tensor, " batch"]]
@@ -153,7 +153,7 @@ def lpips(net: str = "vgg") -> Loss:
         network = package.LPIPS(net=net, verbose=False).eval()
     except Exception as error:  # torchvision's absence, a missing download, a broken wheel
         raise UserError(
-            f"LPIPS is not at hand ({_first_line(error)}): pip install lpips, with torchvision and "
+            f"LPIPS is not at hand ({first_line(error)}): pip install lpips, with torchvision and "
             "its weights; or take Perceptual with a network of your own"
         ) from error
     network.requires_grad_(False)
@@ -162,10 +162,6 @@ def lpips(net: str = "vgg") -> Loss:
         return network.to(predicted.device)(predicted, wanted).flatten()
 
     return distance
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 @dataclass(frozen=True)
@@ -231,3 +227,13 @@ def mean_loss(
         values = term.loss(*pairs(term.space))
         total = total + (values if term.weight is None else term.weight(t) * values).mean()
     return total
+
+
+LOSSES: dict[str, Callable[[], tuple[Term, ...]]] = {
+    "squared": lambda: (Term(squared),),
+    "norm": lambda: (Term(norm),),
+    "huber": lambda: (Term(PseudoHuber()),),
+    # rectified diffusion's code
+    "target_huber": lambda: (Term(PseudoHuber(1e-3, "none", "element"), "target"),),
+    "target_squared": lambda: (Term(squared, "target"),),
+}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rectified.errors import UserError
 from rectified.flow import predictions
-from rectified.flow.couplings import Coupling, WithinClass, independent
+from rectified.flow.couplings import ByLabels, Coupling, independent
 from rectified.flow.fields import NO_CLASS
 from rectified.flow.losses import SPACES, Space, Term, mean_loss, squared
 from rectified.flow.paths import AffinePath, straight
@@ -117,8 +117,8 @@ def pair_up(
             )
         return batch[0], batch[1], batch[2] if len(batch) == 3 else None
     labels = batch[1] if len(batch) == 2 else None
-    if isinstance(coupling, WithinClass):
-        return *coupling(batch[0], generator, labels=labels), labels
+    if labels is not None and isinstance(coupling, ByLabels):
+        coupling = coupling.given(labels)
     return *coupling(batch[0], generator), labels
 
 

@@ -11,7 +11,7 @@ Distance between samples:
 
     wasserstein2      exact, by optimal assignment of equally many points
     sliced            mean over directions of the one-dimensional distance, squared; its root
-    frechet           of features of any network (`rectified.frechet`)
+    frechet           of features of any network (`rectified.statistics`)
 
 Straightness is the paper's sum over dimensions (`total`); rf++'s code divides it by their number
 (`per_dimension`); `relative` divides by the transport cost and has no scale. Measure it on a fine
@@ -39,7 +39,7 @@ from rectified.flow.couplings import assignment
 from rectified.flow.grids import uniform_grid
 from rectified.flow.paths import Points
 from rectified.flow.solvers import HasEndpoints, Stepper, Velocity, euler, integrate, mix
-from rectified.frechet import gaussian_distance
+from rectified.statistics import gaussian_distance
 
 _STEPS = 100  # fine enough that halving them moves a curved flow's straightness by about a percent
 

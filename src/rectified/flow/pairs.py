@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rectified.errors import UserError
+from rectified import seeds
+from rectified.errors import UserError, first_line
+from rectified.files import read_json, read_tensors, write_tensors, write_text
 
 Shard = dict[str, Tensor]
-_FORMAT = 1
+_FORMAT = 2  # format 1 drew its noise in another way
 _ORDER = "t = 0 source, t = 1 target"
 
 
@@ -73,7 +73,7 @@ class PairStore:
         file = self.folder / "store.json"
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(file, json.dumps(self.facts, indent=1).encode())
+            write_text(file, json.dumps(self.facts, indent=1))
             return
         found = _read_facts(file)
         for name, value in self.facts.items():
@@ -106,8 +106,6 @@ class PairStore:
         Raises:
             UserError: if a tensor has not one row a pair, or holds a NaN or infinity.
         """
-        from safetensors.torch import save
-
         rows = self.size(index)
         for name, value in tensors.items():
             if len(value) != rows:
@@ -116,8 +114,8 @@ class PairStore:
                 raise UserError(
                     f"{name} of shard {index} is not finite: what makes the pairs diverges"
                 )
-        _write(
-            self.path(index), save({n: v.detach().cpu().contiguous() for n, v in tensors.items()})
+        write_tensors(
+            self.path(index), {n: v.detach().cpu().contiguous() for n, v in tensors.items()}
         )
 
     def read(self, index: int) -> Shard:
@@ -126,14 +124,12 @@ class PairStore:
         Raises:
             UserError: if it is damaged; the message names it and how to make it anew.
         """
-        from safetensors.torch import load
-
         path = self.path(index)
         try:
-            tensors = load(path.read_bytes())
-        except Exception as error:  # safetensors has several for a damaged file
+            tensors, _ = read_tensors(path)
+        except ValueError as error:
             raise UserError(
-                f"{path} is damaged or missing ({_first_line(error)}): remove that file and run "
+                f"{path} is damaged or missing ({first_line(error)}): remove that file and run "
                 "again, and it alone is made anew"
             ) from error
         rows = {len(value) for value in tensors.values()}
@@ -190,7 +186,7 @@ def noise_like(
         >>> torch.equal(noise_like((2, 3), 7), noise_like((2, 3), 7))
         True
     """
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(shape, generator=seeds.generator(seed, "noise"), dtype=dtype)
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -210,29 +206,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _read_facts(file: Path) -> dict[str, object]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} cannot be read ({_first_line(error)}): remove the folder"
-        ) from error
+    found = read_json(file, remedy="remove the folder")
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise UserError(f"{file} is not a store of pairs that this version reads")
+        raise UserError(f"{file} is not a store of pairs that this version reads: remove it")
     return found
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -369,3 +369,13 @@ vp_cosine = VPCosine()
 vp_linear = VPLinear()
 sub_vp = SubVP()
 edm = EDM()
+
+PATHS: dict[str, AffinePath] = {
+    "straight": straight,
+    "vp_cosine": vp_cosine,
+    "vp_linear": vp_linear,
+    "sub_vp": sub_vp,
+    "edm": edm,
+    "ddpm": DDPM(linear_betas()),
+    "scaled_linear": stable_diffusion(),
+}

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from rectified import seeds
 from rectified.errors import UserError
 from rectified.flow.fields import Field
 from rectified.flow.grids import uniform_grid
@@ -86,7 +87,7 @@ class Draws:
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch: shuffled passes, one after the other."""
         count = len(self.tensors[0])
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        generator = seeds.generator(self.seed, number, "batches")
         wanted = self.size * self.updates
         passes = [
             torch.randperm(count, generator=generator) for _ in range(math.ceil(wanted / count))
@@ -194,8 +195,7 @@ def make_pairs(
         return noise_like((count, *shape), seed)
 
     def drawn(seed: int, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed + 2**31)  # apart from the noise's
-        return torch.randint(classes, (count,), generator=generator)
+        return torch.randint(classes, (count,), generator=seeds.generator(seed, "labels"))
 
     def make(seed: int, count: int) -> dict[str, Tensor]:
         x0 = (source or sources)(seed, count)
@@ -328,10 +328,6 @@ def reflow(
         raise UserError(
             f"pairs must be as many source as target points of one shape, got "
             f"{tuple(pairs[0].shape)} and {tuple(pairs[1].shape)}"
-        )
-    if not isinstance(field.network, nn.Module):
-        raise UserError(
-            f"the flow's network must be an nn.Module, got {type(field.network).__name__}"
         )
     network = deepcopy(field.network)
     draws = Draws(pairs, size=min(batch_size, len(pairs[0])), updates=updates, seed=config.seed)

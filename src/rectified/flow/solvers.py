@@ -50,6 +50,13 @@ Stepper = Callable[[Velocity, Any, Tensor, Tensor], Any]
 
 
 @runtime_checkable
+class StepsTogether(Protocol):
+    """A stepper whose steps know of each other: it makes one for each integration."""
+
+    def begin(self, state: Any, times: Tensor, /) -> Stepper: ...
+
+
+@runtime_checkable
 class HasEndpoints(Protocol):
     """Knows both end points of the path that it is on."""
 
@@ -130,7 +137,7 @@ def mix(path: AffinePath, ends: Endpoints, s: Tensor) -> Points:
 
 def _with_endpoints(velocity: Any, name: str) -> HasEndpoints:
     inner = velocity.inner if isinstance(velocity, _Counted) else velocity
-    if not hasattr(inner, "endpoints"):
+    if not isinstance(inner, HasEndpoints):
         raise UserError(
             f"{name} steps between end points: give it a rectified.flow.Field, got "
             f"{type(inner).__name__}"
@@ -271,6 +278,16 @@ heun = Heun()
 renoise = Renoise()
 exponential2 = Exponential2()
 
+SOLVERS: dict[str, Stepper] = {
+    "euler": euler,
+    "midpoint": midpoint,
+    "heun": heun,
+    "rk4": rk4,
+    "natural_euler": natural_euler,
+    "exponential2": exponential2,
+    "renoise": renoise,
+}
+
 
 def integrate(
     velocity: Callable[[State, Tensor], Any],
@@ -284,8 +301,7 @@ def integrate(
         velocity: (state, t) to a velocity; t is a 0-d tensor.
         state: at the first time: points (batch, ...), or whatever `step` moves.
         times: two or more, rising or (backward) falling.
-        step: (velocity, state, t, s) to the state at s. One that must see the whole integration
-            has a method `begin(state, times)` that gives the stepper.
+        step: (velocity, state, t, s) to the state at s, or `StepsTogether`.
 
     Returns:
         The state at every time, and the number of evaluations.
@@ -302,8 +318,7 @@ def integrate(
     """
     check_grid(times)
     counted = _Counted(velocity)
-    begin = getattr(step, "begin", None)
-    make = begin(state, times) if begin is not None else step
+    make = step.begin(state, times) if isinstance(step, StepsTogether) else step
     states = [state]
     for t, s in pairwise(times.unbind()):
         states.append(make(counted, states[-1], t, s))

@@ -40,6 +40,13 @@ class TimeDistribution(Protocol):
     ) -> Float[Tensor, " count"]: ...
 
 
+@runtime_checkable
+class HasDensity(Protocol):
+    """A law that has a density on [0, 1]."""
+
+    def density(self, t: Float[Tensor, " n"], /) -> Float[Tensor, " n"]: ...
+
+
 def _rand(count: int, generator: torch.Generator | None) -> Tensor:
     return torch.rand(count, generator=generator, device=generator.device if generator else None)
 
@@ -219,11 +226,9 @@ class EndpointMass:
         Raises:
             UserError: if the other draws have no density.
         """
-        density = getattr(self.base, "density", None)
-        if density is None:
+        if not isinstance(self.base, HasDensity):
             raise UserError(f"{type(self.base).__name__} has no density")
-        found: Tensor = (1 - self.mass) * density(t)
-        return found
+        return (1 - self.mass) * self.base.density(t)
 
 
 @dataclass(frozen=True)
@@ -252,3 +257,12 @@ u_shaped = UShaped()
 logit_normal = LogitNormal()
 exponential = Exponential()
 edm_lognormal = EDMLogNormal()
+
+TIMES: dict[str, TimeDistribution] = {
+    "uniform": uniform,
+    "u_shaped": u_shaped,
+    "logit_normal": logit_normal,
+    "exponential": exponential,
+    "edm_lognormal": edm_lognormal,
+    "source_mass": EndpointMass(u_shaped, 0.3),
+}

@@ -1,11 +1,8 @@
-"""Classifiers for the jobs: from the words of the command line to a network and its training."""
+"""Classifiers for the jobs: from the words of the command line to a network and its batches."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +13,12 @@ from torch import Tensor, nn
 
 from rectified import models
 from rectified.data import Augment, Batches, ImageData, Images
-from rectified.errors import UserError, choose
-from rectified.training import evaluating, logits_of
-from rectified.untrusted import check_archive
+from rectified.errors import UserError, choose, first_line
+from rectified.files import check_archive
+from rectified.foreign import imported
+from rectified.networks import evaluating
+from rectified.seeds import seeded
+from rectified.training import logits_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Recipe:
     Attributes:
         build: makes it from `num_classes`, `in_channels`, `image_size` and `norm`.
         epochs: of the whole schedule.
-        batch_size: examples a step.
+        batch_size: examples per step.
         learning_rate: at its peak.
         weight_decay: of SGD or AdamW.
         optimizer: sgd or adamw.
@@ -78,6 +78,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+LARGEST = 100_000  # number of classes, channels or pixels along a side, that a file may ask for
+
+
 def recipe(model: str) -> Recipe:
     """The recipe of a named model, or of anybody's `module:factory`.
 
@@ -91,34 +94,90 @@ def recipe(model: str) -> Recipe:
 
 
 def _factory(text: str) -> Callable[..., nn.Module]:
-    module_name, _, attribute = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: people keep their model beside them
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever stands in somebody's module
-        raise UserError(
-            f"model {text!r} cannot be imported ({_first_line(error)}): write module:factory, both "
-            "importable from the present folder"
-        ) from error
+    factory = imported(text, kind="model")
+    accepted = inspect.signature(factory)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.parameters.values())
 
     def make(**given: Any) -> nn.Module:
-        accepted = inspect.signature(factory)
-        if not any(p.kind is p.VAR_KEYWORD for p in accepted.parameters.values()):
-            given = {name: value for name, value in given.items() if name in accepted.parameters}
+        taken = {k: v for k, v in given.items() if takes_all or k in accepted.parameters}
         try:
-            accepted.bind(**given)
+            accepted.bind(**taken)
         except TypeError as error:
             raise UserError(
                 f"model {text!r} cannot be called ({error}): give other parameters than "
                 "num_classes, in_channels, image_size and norm a default"
             ) from error
-        made = factory(**given)
+        made = factory(**taken)
         if not isinstance(made, nn.Module):
             raise UserError(f"model {text!r} must return an nn.Module, got {type(made).__name__}")
         return made
 
     return make
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that a network is built from.
+
+    Attributes:
+        model: a recipe's name, or `module:factory`.
+        num_classes: classes that it tells apart.
+        in_channels: channels of its images.
+        image_size: their height and width.
+        norm: whether it has batch norms.
+    """
+
+    model: str
+    num_classes: int
+    in_channels: int
+    image_size: tuple[int, int]
+    norm: bool
+
+    @classmethod
+    def of(cls, model: str, data: ImageData, *, norm: bool) -> Architecture:
+        """That of a model for some images."""
+        return cls(model, len(data.classes), data.channels, (data.height, data.width), norm)
+
+    @classmethod
+    def read(cls, fields: Any) -> Architecture:
+        """The architecture that a file describes.
+
+        Raises:
+            ValueError: if a field is missing, of another type or out of bounds.
+        """
+        try:
+            height, width = fields["image_size"]
+            sizes = (fields["num_classes"], fields["in_channels"], height, width)
+            model, norm = fields["model"], fields["norm"]
+        except (TypeError, LookupError, ValueError) as error:
+            raise ValueError("a field is missing or of another type") from error
+        if not isinstance(model, str) or not isinstance(norm, bool):
+            raise ValueError("a field is of another type")
+        if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
+            raise ValueError(f"sizes must be in 1..{LARGEST}")
+        return cls(model, sizes[0], sizes[1], (height, width), norm)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether building it runs no code but ours."""
+        return ":" not in self.model
+
+    def build(self, by: Recipe | None = None, *, seed: int = 0) -> nn.Module:
+        """The network with initial weights that `seed` decides, by the model's recipe or another.
+
+        Example:
+            >>> network = Architecture("mlp", 10, 1, (8, 8), norm=False).build()
+            >>> network(torch.zeros(2, 1, 8, 8)).shape
+            torch.Size([2, 10])
+        """
+        made = recipe(self.model) if by is None else by
+        with seeded(seed, "network"):
+            return made.build(
+                num_classes=self.num_classes,
+                in_channels=self.in_channels,
+                image_size=self.image_size,
+                norm=self.norm,
+            )
 
 
 def build(
@@ -145,14 +204,8 @@ def build(
         UserError: if the model cannot be made, or the weights do not fit.
     """
     made = recipe(model) if by is None else by
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        network = made.build(
-            num_classes=len(data.classes),
-            in_channels=data.channels,
-            image_size=(data.height, data.width),
-            norm=made.norm if norm is None else norm,
-        )
+    architecture = Architecture.of(model, data, norm=made.norm if norm is None else norm)
+    network = architecture.build(made, seed=seed)
     if weights is not None:
         load_weights(network, Path(weights))
     return network
@@ -170,17 +223,13 @@ def check_outputs(network: nn.Module, inputs: Tensor, classes: int) -> None:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UserError(
             f"the model cannot read images of shape {tuple(inputs.shape[1:])} "
-            f"({_first_line(error)}): take another model or other data"
+            f"({first_line(error)}): take another model or other data"
         ) from error
     if logits.shape != (len(inputs), classes):
         raise UserError(
             f"the model must return {classes} class scores an image, one for each class of the "
             f"data; got {tuple(logits.shape[1:])}"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -222,7 +271,7 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own exceptions for a damaged file
         raise UserError(
-            f"weights {path} cannot be read safely ({_first_line(error)}): give a safetensors "
+            f"weights {path} cannot be read safely ({first_line(error)}): give a safetensors "
             "file, or a plain state_dict"
         ) from error
     for key in ("state_dict", "model"):
@@ -258,7 +307,15 @@ def training_batches(
 
 
 def plain_batches(
-    images: Images, data: ImageData, *, size: int = 500, device: torch.device
+    images: Images, data: ImageData, *, size: int | None = None, device: torch.device
 ) -> Batches:
-    """Every example of a split once, in order, standardised as the training split is."""
+    """Every example of a split once, in order, standardised as the training split is.
+
+    Args:
+        images: the split.
+        data: the set that it is of.
+        size: examples a batch; by default what a CPU's cache, or a GPU, does fastest.
+        device: where they are looked at.
+    """
+    size = size or (500 if device.type == "cpu" else 2500)
     return Batches(images, size, shuffle=False, mean=data.mean, std=data.std, device=device)

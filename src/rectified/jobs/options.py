@@ -42,6 +42,11 @@ def filled(config: C, values: Mapping[str, Any]) -> C:
     return replace(config, **missing)  # type: ignore[type-var]
 
 
+def given(config: Any, *names: str) -> dict[str, Any]:
+    """Some settings by name, for another dataclass that has fields of these names."""
+    return {name: getattr(config, name) for name in names}
+
+
 MOST_SEEDS = 1_000_000
 LARGEST_SEED = 2**32 - 1  # that NumPy and scikit-learn take
 

@@ -32,6 +32,24 @@ class Between:
     sign: str
 
 
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The help of a setting that takes names of a table: some words, then the names.
+
+    Example:
+        >>> Listing("arms: ", {"ste": 1, "reste": 2}).help
+        'arms: ste, reste.'
+    """
+
+    words: str
+    table: Iterable[str]
+
+    @property
+    def help(self) -> str:
+        """For the option; the table may have grown since the class was made."""
+        return f"{self.words}{', '.join(self.table)}."
+
+
 Words = Annotated[tuple[str, ...], Between(",")]
 """A list of names: `--score magnitude,lamp`."""
 
@@ -168,9 +186,24 @@ def described(hint: object) -> str:
 
 
 def hints_of(config: type) -> dict[str, object]:
-    """The annotations of a class of settings, by name, their extras included."""
+    """What the annotations of a class of settings let values be, by name."""
     hints = get_type_hints(config, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(config)}
+    return {field.name: _without_listing(hints[field.name]) for field in fields(config)}
+
+
+def listings_of(config: type) -> dict[str, Listing]:
+    """The settings that take names of a table."""
+    hints = get_type_hints(config, include_extras=True)
+    extras = ((name, one) for name, hint in hints.items() for one in get_args(hint))
+    return {name: one for name, one in extras if isinstance(one, Listing)}
+
+
+def _without_listing(hint: Any) -> Any:
+    if get_origin(hint) is not Annotated:
+        return hint
+    inside, *extras = get_args(hint)
+    kept = [one for one in extras if not isinstance(one, Listing)]
+    return Annotated[inside, kept[0]] if kept else inside
 
 
 def from_settings(config: type, settings: Mapping[str, Any], *, source: str) -> Settings:

@@ -1,7 +1,6 @@
 """Networks: classifiers for small images, and velocity fields for flows.
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):  # of rectified.seeds
         model = resnet20(num_classes=10, in_channels=3, image_size=(32, 32))
 
 Every factory takes `num_classes`, `in_channels` and `image_size` (height, width), and its layers as
@@ -13,7 +12,7 @@ Velocity fields (`VelocityMLP`, `VelocityResMLP`, `UNet`, `DiT`) are called as `
 `model(x, t, labels)`, with t in [0, 1] and label -1 for "no class".
 
 Initial weights come from PyTorch's global generator, as is the convention of `nn.Module`: whoever
-wants given weights seeds it, inside `torch.random.fork_rng` to leave the rest of the program alone.
+wants given weights makes the network inside `rectified.seeds.seeded`.
 """
 
 from rectified.models.classifiers import cnn, mlp

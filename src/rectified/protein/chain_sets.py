@@ -13,20 +13,18 @@ and may hold more. Chains that break a rule are refused one by one, by name.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from tokenize import TokenError
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
+from rectified.files import read_arrays
 from rectified.protein.chains import Chain
-from rectified.protein.geometry import peptide_bonds
+from rectified.protein.folds import helix_and_strand
+from rectified.protein.geometry import peptide_bonds, radius_of_gyration
 from rectified.protein.structure_files import ChainRules, ChainSet, read_folder, read_structure
-from rectified.untrusted import check_archive
 
 _REQUIRED = ("coords", "length", "name")
 _BONDED = (1.2, 1.5)
@@ -85,16 +83,11 @@ def load_set(path: Path, rules: ChainRules | None = None) -> ChainSet:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        check_archive(path, stored=False)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (
-        *(OSError, ValueError, BadZipFile, EOFError, zlib.error, MemoryError),
-        *(NotImplementedError, RuntimeError),  # another packing; a password
-        *(SyntaxError, TokenError),  # NumPy reads the head of an array as Python's literals
-    ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} cannot be read: empty, truncated or damaged ({reason})") from error
+        arrays = read_arrays(path)
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be read: empty, truncated or damaged ({first_line(error)})"
+        ) from error
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
         raise UserError(f"{path} is not a set of chains: it lacks {', '.join(missing)}")
@@ -159,9 +152,6 @@ def select(
         largest_coil: share of residues in neither helix nor strand (P-SEA), at most.
         largest_compactness: radius of gyration over 2.2 n^0.38, at most; 1.3 keeps globular ones.
     """
-    from rectified.protein.folds import helix_and_strand
-    from rectified.protein.geometry import radius_of_gyration
-
     kept = []
     for chain in chains:
         compactness = float(radius_of_gyration(chain.atoms)) / (2.2 * len(chain) ** 0.38)

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from rectified import seeds
 from rectified.errors import UserError
 from rectified.protein.frames import Frames, atoms_to_frames
 from rectified.protein.se3_flow import (
@@ -124,7 +125,7 @@ class ChainBatches:
 
     def epoch(self, number: int, /) -> Iterator[Batch]:
         """The batches of one epoch."""
-        generator = seeded(self.seed, number)
+        generator = seeds.generator(self.seed, number, "batches")
         chosen = [
             cluster[int(torch.randint(len(cluster), (1,), generator=generator))]
             for cluster in self.clusters
@@ -199,7 +200,7 @@ class PairBatches:
 
     def epoch(self, number: int, /) -> Iterator[Batch]:
         """The batches of one epoch."""
-        generator = seeded(self.seed, number)
+        generator = seeds.generator(self.seed, number, "batches")
         batches = []
         for noise, data in self.pairs:
             order = torch.randperm(len(noise), generator=generator)
@@ -223,10 +224,3 @@ def _timed(
     t = FIRST_TIME + (LAST_TIME - FIRST_TIME) * times(count, generator)
     coin = torch.rand(1, generator=generator).expand(count)  # one for the batch
     return packed(noise, data, t, index, coin)
-
-
-def seeded(seed: int, number: int) -> torch.Generator:
-    """A CPU generator whose draws follow from both numbers."""
-    # the CPU generator reads 32 bits of its seed only; SeedSequence mixes both numbers into them
-    mixed = np.random.SeedSequence((seed, number)).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(mixed))

@@ -32,9 +32,9 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from torch import Tensor
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
+from rectified.files import check_archive, from_json, read_tensors, with_no_weights, write_tensors
 from rectified.protein.model import FlowModel, ModelSizes
-from rectified.untrusted import check_archive, with_no_weights
 
 PREFIX = "model."
 SIZES_KEY = "sizes"  # of the metadata in a safetensors file
@@ -186,8 +186,9 @@ def read_lightning(path: Path) -> dict[str, Any]:
         *(EOFError, AttributeError, IndexError, RuntimeError, AssertionError, OverflowError),
         *(NotImplementedError, MemoryError, zlib.error),
     ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is damaged or not a Lightning checkpoint ({reason})") from error
+        raise UserError(
+            f"{path} is damaged or not a Lightning checkpoint ({first_line(error)})"
+        ) from error
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
         raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")
     return found
@@ -304,7 +305,7 @@ def _settings_beside(path: Path) -> Mapping[str, Any]:
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not a YAML file ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{file} is not a YAML file ({first_line(error)})") from error
     return _dict(_dict(found).get("model"))
 
 
@@ -352,29 +353,16 @@ def metadata(model: FlowModel) -> dict[str, str]:
 
 def save_checkpoint(model: FlowModel, path: Path | str) -> None:
     """Write weights and sizes as safetensors."""
-    from safetensors.torch import save_file
-
     weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    save_file(weights, str(path), metadata(model))
+    write_tensors(Path(path), weights, metadata(model))
 
 
 def _load_ours(path: Path) -> FlowModel:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            sizes = json.loads((file.metadata() or {})[SIZES_KEY])
+        state, about = read_tensors(path)
+        sizes = from_json(about[SIZES_KEY])
         known = {field.name for field in fields(ModelSizes)}
         sizes = ModelSizes(**{name: int(value) for name, value in sizes.items() if name in known})
-    except (
-        SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} is damaged, or not weights of a protein flow ({error})") from error
     return _filled(sizes, state, path)

@@ -168,21 +168,6 @@ def between(q0: Float[Tensor, "*#batch 4"], q1: Float[Tensor, "*#batch 4"]) -> F
     return log(multiply(conjugate(q0), q1))
 
 
-def angular_velocity(
-    t: float | Float[Tensor, "..."],
-    q_t: Float[Tensor, "*#batch 4"],
-    q1: Float[Tensor, "*#batch 4"],
-) -> Float[Tensor, "..."]:
-    """The constant rate (radians in a unit of time) that takes `q_t` at time t < 1 to `q1` at 1.
-
-    Example:
-        >>> angular_velocity(0.5, identity(), exp(torch.tensor([0.0, 0.25, 0.0])))
-        tensor([0.0000, 0.5000, 0.0000])
-    """
-    left = 1 - (t.unsqueeze(-1) if isinstance(t, Tensor) else t)
-    return between(q_t, q1) / left
-
-
 def distance(
     q0: Float[Tensor, "*#batch 4"], q1: Float[Tensor, "*#batch 4"]
 ) -> Float[Tensor, "..."]:
@@ -265,9 +250,11 @@ def uniform(
         shape: the axes before the last.
         generator: of the draws.
         dtype: of the result.
-        device: of the result and of the generator.
+        device: of the result; draws are made where the generator is.
     """
-    return normalise(torch.randn(*shape, 4, generator=generator, dtype=dtype, device=device))
+    source = device if generator is None else generator.device
+    drawn = torch.randn(*shape, 4, generator=generator, dtype=dtype, device=source)
+    return normalise(drawn.to(device))
 
 
 def igso3(
@@ -288,18 +275,20 @@ def igso3(
         sigma: width in radians, from 0.05 up; beyond 3 the draws are uniform to float32.
         generator: of the draws.
         dtype: of the result.
-        device: of the result and of the generator.
+        device: of the result; draws are made where the generator is.
 
     Raises:
         UserError: if sigma is below 0.05, where the table is too coarse.
     """
     angles, below = (one.to(device) for one in _igso3_table(sigma))
-    draws = torch.rand(*shape, generator=generator, dtype=torch.float64, device=device)
+    source = device if generator is None else generator.device
+    draws = torch.rand(*shape, generator=generator, dtype=torch.float64, device=source).to(device)
     right = torch.searchsorted(below, draws).clamp(1, len(below) - 1)
     low, high = below[right - 1], below[right]
     share = (draws - low) / (high - low).clamp(min=1e-300)  # never 0 / 0 where the density is 0
     angle = angles[right - 1] + share * (angles[right] - angles[right - 1])
-    axis = torch.randn(*shape, 3, generator=generator, dtype=torch.float64, device=device)
+    axis = torch.randn(*shape, 3, generator=generator, dtype=torch.float64, device=source)
+    axis = axis.to(device)
     vector = angle[..., None] * axis / axis.norm(dim=-1, keepdim=True)
     return exp(vector).to(dtype)
 

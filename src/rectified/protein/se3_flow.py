@@ -62,14 +62,15 @@ def prior(
         count: chains.
         length: residues of each.
         generator: of the draws.
-        device: of the result and of the generator.
+        device: of the result; draws are made where the generator is.
 
     Example:
         >>> noise = prior(2, 10, generator=torch.Generator().manual_seed(0))
         >>> noise.translations.mean(1).abs().max() < 1e-5
         tensor(True)
     """
-    places = torch.randn(count, length, 3, generator=generator, device=device) * SPREAD
+    source = device if generator is None else generator.device
+    places = torch.randn(count, length, 3, generator=generator, device=source).to(device) * SPREAD
     rotations = uniform_rotations(count, length, generator=generator, device=device)
     return Frames(places, rotations).centred()
 
@@ -81,9 +82,9 @@ def training_noise(data: Frames, *, generator: torch.Generator | None = None) ->
         data: clean frames (batch, residues).
         generator: of the draws.
     """
-    places = torch.randn(
-        data.translations.shape, generator=generator, device=data.translations.device
-    )
+    device = data.translations.device
+    source = device if generator is None else generator.device
+    places = torch.randn(data.translations.shape, generator=generator, device=source).to(device)
     turn = igso3(
         *data.quaternions.shape[:-1],
         sigma=SIGMA,

@@ -24,11 +24,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
+from rectified.files import check_gzip
 from rectified.protein.chains import Chain
 from rectified.protein.folds import library
 from rectified.protein.frames import ATOMS
-from rectified.untrusted import check_gzip
 
 SUFFIXES = tuple(
     kind + packing for kind in (".pdb", ".ent", ".cif", ".mmcif") for packing in ("", ".gz")
@@ -119,8 +119,9 @@ def _first_model(path: Path) -> Any:
         check_gzip(path)
         structure = gemmi.read_structure(str(path))
     except (RuntimeError, ValueError, IndexError, OSError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read: empty, truncated or damaged ({reason})") from error
+        raise UserError(
+            f"{path} cannot be read: empty, truncated or damaged ({first_line(error)})"
+        ) from error
     if not len(structure) or not any(len(chain) for chain in structure[0]):
         raise UserError(f"{path} holds no atoms: it is empty or truncated")
     return structure[0]

@@ -4,59 +4,66 @@ Conventions: masks are `True` where a weight is kept; scores are higher for what
 all rates are in [0, 1].
 """
 
-from rectified.pruning.activate import ARMS, Activate, activation_scope, arm
-from rectified.pruning.batch_norm import fold_batch_norm
-from rectified.pruning.compact import compact, compaction, resize
-from rectified.pruning.cycle import Cycle, Rewind, Stage, Training, iterate, plan
-from rectified.pruning.dead_neurons import DeadNeurons, dead_neuron_rate
-from rectified.pruning.masks import (
-    Masks,
-    apply_,
-    density,
-    full_masks,
-    hold,
-    kept,
-    prunable,
-    prune,
+from typing import TYPE_CHECKING
+
+from rectified.errors import moved
+from rectified.pruning import (
+    activate,
+    cycle,
+    dead_neurons,
+    masks,
+    processes,
+    schedule,
+    scores,
+    threshold,
 )
-from rectified.pruning.processes import hold_shards, prune_shards, shards
-from rectified.pruning.scores import Score, Snapshot, magnitude
-from rectified.pruning.semi_structured import semi_structured
-from rectified.pruning.sparse import load_sparse, save_sparse, sparsify
+from rectified.pruning.activate import Activate, arm
+from rectified.pruning.cycle import Cycle, Stage, Training, iterate
+from rectified.pruning.dead_neurons import dead_neuron_rate
+from rectified.pruning.masks import Masks, apply_, density, full_masks, hold, prune
+from rectified.pruning.scores import *  # noqa: F403 - every score
 
 __all__ = [
-    "ARMS",
     "Activate",
     "Cycle",
-    "DeadNeurons",
     "Masks",
-    "Rewind",
-    "Score",
-    "Snapshot",
     "Stage",
     "Training",
-    "activation_scope",
+    "activate",
     "apply_",
     "arm",
-    "compact",
-    "compaction",
+    "cycle",
     "dead_neuron_rate",
+    "dead_neurons",
     "density",
-    "fold_batch_norm",
     "full_masks",
     "hold",
-    "hold_shards",
     "iterate",
-    "kept",
-    "load_sparse",
-    "magnitude",
-    "plan",
-    "prunable",
+    "masks",
+    "processes",
     "prune",
-    "prune_shards",
-    "resize",
-    "save_sparse",
-    "semi_structured",
-    "shards",
-    "sparsify",
+    "schedule",
+    "scores",
+    "threshold",
 ]
+__all__ += scores.__all__
+
+if not TYPE_CHECKING:  # to which every name would seem to be there
+    __getattr__ = moved(
+        __name__,
+        {
+            "activate": "ARMS activation_scope",
+            "cycle": "Rewind plan",
+            "dead_neurons": "DeadNeurons",
+            "masks": "kept prunable",
+            "processes": "hold_shards prune_shards shards",
+        },
+        compact="rectified.inference.compact",
+        compaction="rectified.inference.compaction",
+        fold_batch_norm="rectified.inference.fold_batch_norm",
+        load_sparse="rectified.inference.load",
+        resize="rectified.inference.resize",
+        save_sparse="rectified.inference.save",
+        semi_structured="rectified.inference.semi_structured",
+        sparsify="rectified.inference.sparsify",
+    )

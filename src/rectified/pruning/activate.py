@@ -31,18 +31,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rectified import seeds
 from rectified.errors import UserError, choose
+from rectified.graphs.copies import bare
+from rectified.graphs.sites import trace
 from rectified.pruning.cycle import Stage
-from rectified.pruning.masks import Masks, bare, kept
+from rectified.pruning.masks import Masks, kept, prunable
 from rectified.pruning.schedule import Schedule
-from rectified.pruning.scores import Random, Score, Snapshot, magnitude
-from rectified.pruning.sites import trace
+from rectified.pruning.scores import Random, Score, Snapshot, Within, magnitude
+from rectified.pruning.scores.score import ScoreFunction, Scores
 
 Sign = Literal["negative", "positive", "any"]
 
 
 @dataclass(frozen=True)
-class Activate:
+class Activate(Score):
     """The selective-activation score: |w_trained - w_start| of the candidates, inf elsewhere.
 
     Args:
@@ -64,7 +67,7 @@ class Activate:
     def __post_init__(self) -> None:
         choose("sign", self.sign, ("negative", "positive", "any"))
 
-    def __call__(self, snapshot: Snapshot, /) -> dict[str, Tensor]:
+    def __call__(self, snapshot: Snapshot, /) -> Scores:
         return {
             name: self._score(name, mask, snapshot.trained[name], snapshot.initial[name])
             for name, mask in snapshot.masks.items()
@@ -77,46 +80,6 @@ class Activate:
         if self.sign != "any":
             candidates = mask & (trained < 0 if self.sign == "negative" else trained > 0)
         return (trained - start).abs().masked_fill(~candidates, math.inf)
-
-
-@dataclass
-class Within:
-    """A score that may drop only the weights of `scope`: for controls in the same layers as AP.
-
-    Args:
-        score: any score; what it keeps between cycles, or watches, is kept and watched.
-        scope: names of the weights it may drop; all by default.
-
-    Example:
-        >>> w = {"a": torch.tensor([1.0]), "b": torch.tensor([2.0])}
-        >>> masks = {name: torch.ones(1, dtype=torch.bool) for name in w}
-        >>> Within(magnitude, ["b"])(Snapshot(nn.Identity(), w, w, masks))
-        {'a': tensor([inf]), 'b': tensor([2.])}
-    """
-
-    score: Score
-    scope: Collection[str] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """What makes a score more than a function is the inner score's."""
-        if name in ("rounds", "state", "watch"):
-            return getattr(self.score, name)
-        raise AttributeError(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "state":
-            setattr(self.score, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    def __call__(self, snapshot: Snapshot, /) -> dict[str, Tensor]:
-        scores = self.score(snapshot)
-        if self.scope is None:
-            return scores
-        return {
-            name: score if name in self.scope else torch.full_like(score, math.inf)
-            for name, score in scores.items()
-        }
 
 
 def activation_scope(model: nn.Module, example: Any, masks: Masks) -> tuple[str, ...]:
@@ -140,7 +103,7 @@ def activation_scope(model: nn.Module, example: Any, masks: Masks) -> tuple[str,
         >>> activation_scope(model, torch.tensor([[1.0, -1.0]]), masks)
         ('2.weight',)
     """
-    found = trace(model, example)
+    found = trace(model, example, prunable(model))
     name_of_model = type(bare(model)).__name__
     if not found.sites:
         raise UserError(
@@ -169,7 +132,7 @@ def norms_before_relu(model: nn.Module, example: Any) -> tuple[str, ...]:
         >>> norms_before_relu(model, torch.ones(2, 2))
         ('0.weight',)
     """
-    found = trace(model, example)
+    found = trace(model, example, prunable(model))
     return tuple(
         name
         for name, layer in found.layers.items()
@@ -182,7 +145,7 @@ ARMS = ("off", "lite", "pro", "random", "any_sign", "off_pro")
 
 def arm(
     name: str,
-    score: Score,
+    score: ScoreFunction,
     rate: float | Schedule,
     ap_rate: float = 0.02,
     *,
@@ -220,15 +183,15 @@ def arm(
     if name == "off":
         return [plain]
     first, second = _split(rate, ap_rate)
-    seconds: dict[str, Score] = {
+    seconds: dict[str, ScoreFunction] = {
         "lite": Activate(layers),
         "pro": Activate(layers),
         "any_sign": Activate(layers, sign="any"),
-        "random": Within(Random(generator or torch.Generator().manual_seed(0)), layers),
+        "random": Within(Random(generator or seeds.generator(0)), layers),
         "off_pro": score,
     }
     # AP and its controls rank all layers together; the score alone goes on as it began
-    pooled = "global" if scope == "layer" and name != "off_pro" else scope
+    pooled = "global" if plain.scope == "layer" and name != "off_pro" else plain.scope
     return [
         replace(plain, fraction=first, retrain=name in ("pro", "off_pro")),
         Stage(seconds[name], second, fallback=score, scope=pooled, floor=floor),
@@ -262,13 +225,13 @@ def reference_arm(rate: float, ap_rate: float) -> list[Stage]:
     ]
 
 
-def _below_percentile(masks: Masks, scores: dict[str, Tensor], fraction: float, of: Masks) -> Masks:
+def _below_percentile(masks: Masks, scores: Scores, fraction: float, of: Masks) -> Masks:
     alive = torch.cat([scores[name][mask] for name, mask in of.items()])
     threshold = float(np.percentile(alive.double().cpu().numpy(), 100 * fraction))
     return {name: mask & (scores[name].double() >= threshold) for name, mask in masks.items()}
 
 
-def _up_to_position(masks: Masks, scores: dict[str, Tensor], fraction: float, of: Masks) -> Masks:
+def _up_to_position(masks: Masks, scores: Scores, fraction: float, of: Masks) -> Masks:
     candidates = torch.cat([scores[name][mask] for name, mask in masks.items()])
     ordered = candidates[candidates < math.inf].sort().values
     position = int(round(fraction * kept(of), 9))

@@ -49,11 +49,12 @@ from rectified.pruning.masks import (
 )
 from rectified.pruning.processes import agree
 from rectified.pruning.schedule import Schedule
-from rectified.pruning.scores import Score, Snapshot
+from rectified.pruning.scores.score import Score, ScoreFunction, Scores, as_score
+from rectified.pruning.scores.snapshot import Snapshot
 from rectified.training import Batch, Objective, TrainingState
 
 State = dict[str, Tensor]
-Rule = Callable[[Masks, dict[str, Tensor], float, Masks], Masks]  # masks, scores, fraction, of
+Rule = Callable[[Masks, Scores, float, Masks], Masks]  # masks, scores, fraction, of
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,22 @@ class Stage:
         fraction: share of the weights kept at the cycle's start, or a schedule of it.
         retrain: rewind and train between this stage and the next.
         fallback: the score that drops the rest when `score` has too few candidates.
-        scope: as in `prune`.
+        scope: as in `prune`; `layer` for a score that is layerwise.
         floor: weights that every layer keeps at least.
         rule: replaces `prune`'s exact count, to reproduce other code's arithmetic.
     """
 
-    score: Score
+    score: ScoreFunction
     fraction: float | Schedule
     retrain: bool = False
-    fallback: Score | None = None
+    fallback: ScoreFunction | None = None
     scope: str = "global"
     floor: int = 1
     rule: Rule | None = None
+
+    def __post_init__(self) -> None:
+        if as_score(self.score).layerwise:
+            object.__setattr__(self, "scope", "layer")
 
     def share(self, cycle: int) -> float:
         """The fraction in this cycle."""
@@ -165,7 +170,7 @@ class Cycle:
     optimizer: dict[str, Any] | None = None
     dropped: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
-    memory: tuple[dict[str, Tensor], ...] = ()
+    memory: tuple[Scores, ...] = ()
 
     @property
     def density(self) -> float:
@@ -329,7 +334,7 @@ class _Plan:
         )
 
     def _drop_exactly(self, stage: Stage, now: Cycle, due: int) -> tuple[Masks, int]:
-        rounds = getattr(stage.score, "rounds", 1)
+        rounds = as_score(stage.score).rounds
         begin, end = kept(now.masks), kept(now.masks) - due
         missing = 0
         for number in range(1, rounds + 1):
@@ -390,26 +395,24 @@ class _Plan:
             bare(self.model), now.trained, now.initial, now.masks, self.batches, self.objective
         )
 
-    def _watchers(self) -> list[Any]:
+    def _watchers(self) -> list[Score]:
         scores = [score for stage in self.stages for score in (stage.score, stage.fallback)]
-        distinct = {id(score): score for score in scores}.values()
-        return [score for score in distinct if hasattr(score, "watch")]
+        distinct = {id(score): as_score(score) for score in scores if score is not None}.values()
+        return [score for score in distinct if score.watches]
 
-    def _memory(self) -> tuple[dict[str, Tensor], ...]:
-        return tuple(dict(getattr(stage.score, "state", {})) for stage in self.stages)
+    def _memory(self) -> tuple[Scores, ...]:
+        return tuple(dict(as_score(stage.score).state) for stage in self.stages)
 
     def recall(self, after: Cycle) -> None:
         """Put back what the model and the scores held at the end of a cycle."""
         bare(self.model).load_state_dict(after.trained)
         # a dense cycle may come from an arm with fewer stages, or other scores
         for stage, state in zip(self.stages, after.memory, strict=False):
-            if state and hasattr(stage.score, "state"):
-                stage.score.state = dict(state)
+            if state:
+                as_score(stage.score).restore(state)
 
 
-def _prune_count(
-    masks: Masks, scores: dict[str, Tensor], count: int, limits: dict[str, Any]
-) -> Masks:
+def _prune_count(masks: Masks, scores: Scores, count: int, limits: dict[str, Any]) -> Masks:
     return prune(masks, scores, count / kept(masks), **limits) if count else masks
 
 

@@ -33,8 +33,10 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 
 from rectified.errors import UserError, choose
-from rectified.pruning.masks import bare
-from rectified.pruning.sites import RELU, Site, evaluating, trace, watch
+from rectified.graphs.copies import bare
+from rectified.graphs.sites import RELU, Site, trace, watch
+from rectified.networks import evaluating
+from rectified.pruning.masks import prunable
 
 Static = Literal["never_fires", "masked"]
 Normaliser = Literal["live", "all"]
@@ -52,7 +54,7 @@ class SiteCounts:
     """What was counted at one site.
 
     Attributes:
-        name: the site, as in `rectified.pruning.sites`.
+        name: the site, as in `rectified.graphs.sites`.
         examples: how many were seen.
         zeros: on how many of them each neuron was zero; the shape of one example's output.
         masked: whether every incoming weight of a neuron is pruned.
@@ -284,7 +286,8 @@ def _masked_neurons(
         for name, mask in masks.items()
         if name.rpartition(".")[2] == "weight"  # not the several weights of an attention or LSTM
     }
-    return {name: _masked(site, dead) for name, site in trace(model, example).sites.items()}
+    sites = trace(model, example, prunable(model)).sites
+    return {name: _masked(site, dead) for name, site in sites.items()}
 
 
 def _dead_units(layer: nn.Module, mask: Tensor) -> Tensor:

@@ -26,22 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from rectified.errors import UserError
+from rectified.graphs.copies import bare
+from rectified.graphs.weights import apply_, multiply_, named_weights, weights_and_masks
 from rectified.pruning.threshold import drop_smallest
-from rectified.rewriting import bare
 
 Masks = dict[str, Tensor]
 
 _NOT_PRUNED = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
-
-
-def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter by its name in the bare network, as in that one's `state_dict`.
-
-    Example:
-        >>> list(named_weights(nn.DataParallel(nn.Linear(2, 3))))
-        ['weight', 'bias']
-    """
-    return dict(bare(model).named_parameters())
 
 
 def prunable(model: nn.Module, *, norms: bool = False) -> dict[str, nn.Parameter]:
@@ -260,22 +251,6 @@ def _protect_pattern(score: Tensor, mask: Tensor, keep: int, group: int) -> Tens
     return torch.where(mask, guarded, score)
 
 
-@torch.no_grad()
-def apply_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the pruned weights of `model` to zero, in place.
-
-    Raises:
-        UserError: if a mask names a parameter that the model does not have, or has another shape.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> apply_(model, {"weight": torch.tensor([[True, False]])})
-        >>> (model.weight == 0).tolist()
-        [[False, True]]
-    """
-    _multiply_(_pairs(model, masks))
-
-
 def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Callable[..., None]:
     """A hook that keeps pruned weights at exactly zero.
 
@@ -301,27 +276,9 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Callable[..., None]:
         [[False, True]]
     """
     apply_(model, masks)
-    pairs = cache(lambda: _pairs(model, masks))
+    pairs = cache(lambda: weights_and_masks(model, masks))
 
     def hook(_step: Any = None) -> None:
-        _multiply_(pairs())
+        multiply_(pairs())
 
     return hook
-
-
-def _pairs(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    weights = named_weights(model)
-    for name, mask in masks.items():
-        if name not in weights or weights[name].shape != mask.shape:
-            has = tuple(weights[name].shape) if name in weights else "no such parameter"
-            raise UserError(f"mask {name!r} has shape {tuple(mask.shape)}, the model has {has}")
-    held: list[Tensor] = [weights[name] for name in masks]
-    # in the memory order of the weights, which the fused operation needs
-    return held, [torch.empty_like(w).copy_(masks[n]) for n, w in zip(masks, held, strict=True)]
-
-
-@torch.no_grad()
-def _multiply_(pairs: tuple[list[Tensor], list[Tensor]]) -> None:
-    weights, factors = pairs
-    if weights:
-        torch._foreach_mul_(weights, factors)

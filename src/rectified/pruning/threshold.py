@@ -22,7 +22,6 @@ without a copy of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -41,47 +40,11 @@ Key = Callable[[Tensor], Tensor]
 
 
 class Part(NamedTuple):
-    """A tensor, its mask if it has one, and what makes scores of its entries."""
+    """A tensor, its mask, and what makes scores of its entries."""
 
     tensor: Tensor
-    mask: Tensor | None
+    mask: Tensor
     key: Key | None
-
-
-def kth_smallest(
-    tensors: Iterable[Tensor] | Mapping[str, Tensor],
-    k: int,
-    *,
-    where: Iterable[Tensor] | Mapping[str, Tensor] | None = None,
-    group: dist.ProcessGroup | None = None,
-    key: Key | None = None,
-) -> float:
-    """The k-th smallest entry over all tensors.
-
-    Args:
-        tensors: floating-point tensors of any shapes; only read.
-        k: rank, from 1 (the smallest) to the number of entries that take part.
-        where: a boolean tensor for each of `tensors` (by name where both are mappings, and then
-            only the names in `where` count); only `True` entries take part. Default: all do.
-        group: processes that hold one shard each; each of them must call. Default: this one alone.
-        key: applied to every chunk first; elementwise.
-
-    Returns:
-        The entry, exactly; the same on every process of `group`.
-
-    Raises:
-        UserError: if `k` is out of range, an entry that takes part is NaN, a tensor is not
-            floating-point, or `where` is not boolean, of other shapes or of other names.
-
-    Example:
-        >>> kth_smallest([torch.tensor([3.0, -1.0]), torch.tensor([[2.0]])], 2)
-        2.0
-    """
-    parts = _parts(tensors, where, key)
-    total, floats = _check(parts, group)
-    if not 1 <= k <= total:
-        raise UserError(f"k must be in [1, {total}], got {k}")
-    return _select(parts, k, floats, group)[0]
 
 
 def drop_smallest(
@@ -164,31 +127,21 @@ def drop_smallest_(
 
 
 def _parts(
-    tensors: Iterable[Tensor] | Mapping[str, Tensor],
-    where: Iterable[Tensor] | Mapping[str, Tensor] | None,
-    key: Key | None,
+    scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], key: Key | None
 ) -> list[Part]:
-    """Each tensor with its mask and key."""
-    if isinstance(tensors, Mapping) and isinstance(where, Mapping):
-        missing = where.keys() - tensors.keys()
-        if missing:
-            raise UserError(f"scores must name every mask, missing {', '.join(sorted(missing))}")
-        tensors = [tensors[name] for name in where]
-    values = _listed(tensors)
-    if where is None:
-        return [Part(value, None, key) for value in values]
-    masks = _listed(where)
-    if [value.shape for value in values] != [mask.shape for mask in masks]:
+    """Each score with its mask and key."""
+    missing = masks.keys() - scores.keys()
+    if missing:
+        raise UserError(f"scores must name every mask, missing {', '.join(sorted(missing))}")
+    parts = [Part(scores[name], mask, key) for name, mask in masks.items()]
+    if any(part.tensor.shape != part.mask.shape for part in parts):
         raise UserError(
-            f"masks must have the scores' shapes {_shapes(values)}, got {_shapes(masks)}"
+            f"masks must have the scores' shapes {_shapes(part.tensor for part in parts)}, "
+            f"got {_shapes(masks.values())}"
         )
-    if any(mask.dtype != torch.bool for mask in masks):
-        raise UserError(f"masks must be torch.bool, got {_dtypes(masks)}")
-    return [Part(value, mask, key) for value, mask in zip(values, masks, strict=True)]
-
-
-def _listed(tensors: Iterable[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
-    return list(tensors.values() if isinstance(tensors, Mapping) else tensors)
+    if any(mask.dtype != torch.bool for mask in masks.values()):
+        raise UserError(f"masks must be torch.bool, got {_dtypes(masks.values())}")
+    return parts
 
 
 def _shapes(tensors: Iterable[Tensor]) -> str:
@@ -205,7 +158,7 @@ def _check(parts: Sequence[Part], group: dist.ProcessGroup | None) -> tuple[int,
     Every process hears of every fault, lest the others wait for one that has already stopped.
     """
     scores = [part.tensor for part in parts]
-    kept = sum(p.tensor.numel() if p.mask is None else int(p.mask.sum()) for p in parts)
+    kept = sum(int(part.mask.sum()) for part in parts)
     double = any(score.dtype == torch.float64 for score in scores)
     floating = all(score.is_floating_point() for score in scores)
     nan = floating and any(_has_nan(chunk, mask) for chunk, mask in _chunks(parts))
@@ -218,22 +171,18 @@ def _check(parts: Sequence[Part], group: dist.ProcessGroup | None) -> tuple[int,
     return total, torch.float64 if doubles else torch.float32
 
 
-def _has_nan(chunk: Float[Tensor, " n"], mask: Bool[Tensor, " n"] | None) -> bool:
+def _has_nan(chunk: Float[Tensor, " n"], mask: Bool[Tensor, " n"]) -> bool:
     # The maximum hands a NaN on, at a tenth of the price of asking every entry.
-    return bool(chunk.max().isnan()) and bool(_among(chunk.isnan(), mask).any())
-
-
-def _among(flags: Bool[Tensor, " n"], mask: Bool[Tensor, " n"] | None) -> Bool[Tensor, " n"]:
-    return flags if mask is None else flags & mask
+    return bool(chunk.max().isnan()) and bool((chunk.isnan() & mask).any())
 
 
 def _chunks(
     parts: Iterable[Part],
-) -> Iterator[tuple[Float[Tensor, " n"], Bool[Tensor, " n"] | None]]:
+) -> Iterator[tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]]:
     """Scores of flat pieces of every tensor, and their masks, in order of position."""
     for part in parts:
-        masks = repeat(None) if part.mask is None else _pieces(part.mask)
-        for piece, mask in zip(_pieces(part.tensor.detach()), masks, strict=False):
+        pieces = zip(_pieces(part.tensor.detach()), _pieces(part.mask), strict=True)
+        for piece, mask in pieces:
             yield (piece if part.key is None else part.key(piece)), mask
 
 
@@ -275,17 +224,13 @@ def _select(
     return float(_mirror(torch.tensor(prefix, dtype=integers)).view(floats)), k - rank
 
 
-def _order_preserving(
-    chunk: Float[Tensor, " n"], mask: Bool[Tensor, " n"] | None
-) -> Int[Tensor, " n"]:
+def _order_preserving(chunk: Float[Tensor, " n"], mask: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Integers that order as the floats do; an entry that takes no part becomes +inf.
 
     At +inf it lies behind every rank that is asked for, or beside an equal one.
     """
     integers = torch.int64 if chunk.dtype == torch.float64 else torch.int32
     keys = _mirror((chunk + 0.0).view(integers))  # -0.0 + 0.0 = +0.0
-    if mask is None:
-        return keys
     infinity = int(torch.tensor(float("inf"), dtype=chunk.dtype).view(integers))
     # A blend of bits, since `where` on an irregular mask takes five times as long.
     return infinity ^ ((keys ^ infinity) & -mask.to(integers))
@@ -319,7 +264,7 @@ def _shares_of_ties(
 
 
 def _count_ties(part: Part, bound: float, floats: torch.dtype) -> int:
-    tied = (_among(chunk.to(floats) == bound, mask) for chunk, mask in _chunks([part]))
+    tied = ((chunk.to(floats) == bound) & mask for chunk, mask in _chunks([part]))
     return sum(int(flags.sum()) for flags in tied)
 
 
@@ -328,7 +273,6 @@ def _drop_(parts: Sequence[Part], bound: float, ties: Sequence[int], floats: tor
     for part, share in zip(parts, ties, strict=True):
         left = share
         for chunk, mask in _chunks([part]):
-            assert mask is not None
             score = chunk.to(floats)
             equal = (mask & (score == bound)).nonzero()[:left] if left else None
             mask &= score >= bound

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rectified.errors import UserError
-from rectified.frechet import gaussian_distance
 from rectified.scattering.scattering2d import Scattering2D
+from rectified.statistics import gaussian_distance
 
 _BATCH = 256
 

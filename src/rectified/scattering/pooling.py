@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from rectified import seeds
 from rectified.errors import UserError
 from rectified.scattering.convolution_banks import responses
 from rectified.scattering.windows import Grid
@@ -311,7 +312,7 @@ def _estimated_constant(
     grid: Grid, *, name: str, function: Callable[[Tensor, int], Tensor], factor: int, seed: int
 ) -> float:
     """The largest quotient that ascent finds, from the best of some random pairs."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     pair = torch.randn(2, _DRAWS, *grid, dtype=torch.float64, generator=generator)
     dimensions = len(grid)
     zero = function(torch.zeros_like(pair[0, :1]), dimensions)

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rectified.errors import UserError
+from rectified.errors import UserError, first_line
 from rectified.jobs.sweep.settings import check_cluster
 from rectified.jobs.sweep.tasks import Outcome, Task, work
 
@@ -105,7 +105,7 @@ def _carry_out_group(
     except UserError:
         raise
     except Exception as error:  # every engine tells of a lost worker in its own way
-        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return f"{type(error).__name__}: {first_line(error)}"
     return ""
 
 
@@ -146,7 +146,7 @@ def _dask(address: str) -> Iterator[Engine]:
     try:
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
-        raise UserError(f"no Dask scheduler answers at {address} ({_first_line(error)})") from None
+        raise UserError(f"no Dask scheduler answers at {address} ({first_line(error)})") from None
     with client:
         yield _joblib("dask", client=client)
 
@@ -227,7 +227,3 @@ def _joblib(backend: str, *, return_as: str = "generator_unordered", **how: Any)
 def _last_line(error: Exception) -> str:
     """What a server says: the last line of the traceback that it sends."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from rectified.jobs.job import Report, Results, Row
-from rectified.jobs.statistics import Interval, holm, paired
 from rectified.jobs.sweep import rows as tables
 from rectified.report import Figure, Part, Section, Series, Table, Text, Verdict, lines
+from rectified.statistics import Interval, holm, paired
 
 UNTOLD = ("seconds",)  # measured, but not what a sweep is for
 MOST_SERIES, MOST_FIGURES, MOST_LINES, MOST_REASONS = 12, 4, 24, 5

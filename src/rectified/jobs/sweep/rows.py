@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rectified.jobs.statistics import Interval, interval
+from rectified.statistics import Interval, interval
 
 AVERAGED = ("seed", "run")  # columns that are no part of what a row is about
 

@@ -1,0 +1,1 @@
+"""What a GPU would say, asked of one that is not there."""
