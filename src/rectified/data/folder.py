@@ -1,4 +1,4 @@
-"""Folders of image files: one sub-folder a class.
+"""Folders of image files: one sub-folder per class.
 
 Either `train/CLASS/*.png`, with `test/CLASS/*.png` and `validation/CLASS/*.png` (or `valid`, `val`)
 where they exist, or plain `CLASS/*.png`. Classes are numbered in the order of their names; hidden

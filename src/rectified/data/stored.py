@@ -20,7 +20,7 @@ class Stored:
     """One split of a source.
 
     Args:
-        labels: one a row, integers or words.
+        labels: one per row, integers or words.
         read: decodes the rows at ascending row numbers, at least one.
         names: class names, if the source gives them; labels are then numbers of names.
         peak: the pixel value that means 1.0.

@@ -34,7 +34,7 @@ class Field(Generic[Network]):
     """A network as a velocity field.
 
     Args:
-        network: (x, t) or (x, t, labels) to a prediction shaped as x; t is one a point.
+        network: (x, t) or (x, t, labels) to a prediction shaped as x; t is one per point.
         path: the path it was trained on.
         predicts: what it predicts.
         labels: the class of every point; None for a network without classes.

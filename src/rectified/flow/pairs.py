@@ -38,7 +38,7 @@ class PairStore:
     Args:
         folder: made if it is not there.
         count: pairs in all, at least 1.
-        shard: pairs a file.
+        shard: pairs per file.
         seed: of the first shard; shard i has seed + i.
         identity: what made the pairs; a store made by something else is refused.
 
@@ -104,7 +104,7 @@ class PairStore:
         """Store one shard, whole or not at all.
 
         Raises:
-            UserError: if a tensor has not one row a pair, or holds a NaN or infinity.
+            UserError: if a tensor has not one row per pair, or holds a NaN or infinity.
         """
         rows = self.size(index)
         for name, value in tensors.items():

@@ -71,7 +71,7 @@ class Coefficients(NamedTuple):
 
 
 def along(t: Tensor, x: Tensor) -> Tensor:
-    """A value a batch entry, or one for all, shaped to be multiplied with `x` (batch, ...).
+    """A value per batch entry, or one for all, shaped to be multiplied with `x` (batch, ...).
 
     Raises:
         UserError: if there is not one value for all, or one for each entry of the batch.
@@ -115,7 +115,7 @@ class AffinePath:
         Args:
             x0: source points (batch, ...).
             x1: target points, of the same shape.
-            t: in [0, 1], one a point or one for all.
+            t: in [0, 1], one per point or one for all.
 
         Raises:
             UserError: if the shapes do not pair.

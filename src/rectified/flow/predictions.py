@@ -62,7 +62,7 @@ class Prediction:
         Args:
             output: what the network said, shaped as x.
             x: points on the path (batch, ...).
-            t: in [0, 1], one a point or one for all.
+            t: in [0, 1], one per point or one for all.
             path: whose coefficients count.
         """
         return self.to_endpoints(output, x, path.coefficients(t).like(x))

@@ -48,9 +48,9 @@ class Draws:
     `rectified.training.Batches`.
 
     Args:
-        tensors: with one row an example each.
-        size: rows a batch.
-        updates: batches an epoch.
+        tensors: with one row per example.
+        size: rows per batch.
+        updates: batches per epoch.
         seed: of the order.
 
     Raises:
@@ -81,7 +81,7 @@ class Draws:
         self.tensors, self.size, self.updates, self.seed = tuple(tensors), size, updates, seed
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return self.updates
 
     def epoch(self, number: int) -> Iterator[Batch]:
@@ -312,8 +312,8 @@ def reflow(
         pairs: x0, x1 and, for a conditional flow, labels.
         config: how to train; `epochs` of `updates` steps each.
         objective: with `coupling=None`; the squared error at uniform times by default.
-        batch_size: pairs a step.
-        updates: steps an epoch.
+        batch_size: pairs per step.
+        updates: steps per epoch.
         hooks: called after every update.
         store: keeps an unfinished training.
         progress: words before the progress bar.

@@ -66,7 +66,7 @@ class Findings:
     """What a study found.
 
     Attributes:
-        rows: one an arm, seed and point.
+        rows: one per arm, seed and point.
         summary: over seeds.
         verdicts: comparisons, as values (`rectified.statistics.Verdict`).
         more: what the verb alone has in results.json.
@@ -215,7 +215,7 @@ class Results:
 
     @property
     def rows(self) -> Sequence[Row]:
-        """One an arm, seed and point; an undefined number is None."""
+        """One per arm, seed and point; an undefined number is None."""
         return self.contents["rows"]
 
     @property

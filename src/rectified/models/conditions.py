@@ -19,7 +19,7 @@ class TimeEmbedding(nn.Module):
     """Sines and cosines of the time at geometric frequencies (Vaswani et al., 2017).
 
     Args:
-        width: numbers a time, even.
+        width: numbers per time, even.
 
     Example:
         >>> TimeEmbedding(8)(torch.zeros(3)).shape

@@ -187,6 +187,6 @@ def _stage(inputs: int, outputs: int, stride: int, blocks: int, layers: _Layers)
 def _fixup_(model: ResNet) -> None:
     blocks = [module for module in model.modules() if isinstance(module, BasicBlock)]
     for block in blocks:
-        # L ** (-1 / (2m - 2)) with m = 2 layers a block (Zhang et al., 2019, section 3).
+        # L ** (-1 / (2m - 2)) with m = 2 layers per block (Zhang et al., 2019, section 3).
         block.conv1.get_parameter("weight").mul_(len(blocks) ** -0.5)
         block.conv2.get_parameter("weight").zero_()

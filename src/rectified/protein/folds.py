@@ -45,7 +45,7 @@ def library(name: str) -> Any:
 
 
 def secondary_structure(ca: Float[Tensor, "residues 3"]) -> str:
-    """One letter a residue: a helix, b strand, c coil.
+    """One letter per residue: a helix, b strand, c coil.
 
     Args:
         ca: C-alphas of one unbroken chain, Angstrom.

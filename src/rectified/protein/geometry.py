@@ -105,7 +105,7 @@ def radius_of_gyration(atoms: Atoms) -> Float[Tensor, "*chains"]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Measures of chains; shares in [0, 1], one value a chain.
+    """Measures of chains; shares in [0, 1], one value per chain.
 
     Attributes:
         ca_bond_valid: CA-CA within 3.8 +- 0.1.

@@ -271,7 +271,7 @@ def pdb_text(models: Sequence[Float[Tensor, "residues atoms 3"]], *, sequence: s
 
     Args:
         models: N, CA, C, O and, where there is a fifth, CB of each residue, Angstrom.
-        sequence: one letter a residue; alanines by default.
+        sequence: one letter per residue; alanines by default.
 
     Raises:
         UserError: for no model, too many residues, or coordinates that a PDB file cannot hold.

@@ -114,7 +114,7 @@ def prune(
 
     Args:
         masks: which weights are kept now.
-        scores: one tensor a mask, of its shape: higher is kept longer, `inf` is never dropped.
+        scores: one tensor per mask, of its shape: higher is kept longer, `inf` is never dropped.
         fraction: share of the weights kept in `of`, in [0, 1).
         of: the masks that the fraction refers to; `masks` by default.
         scope: `"global"` ranks all layers together; `"layer"` drops the share in every layer

@@ -2,7 +2,7 @@
 
 **Replicas** (data parallel): every process holds all weights, so each could decide alone, and one
 rounding apart would leave two different networks. So `agree` lets rank 0 decide: its masks go to
-all, an eighth of a byte a weight, and a digest is compared afterwards.
+all, an eighth of a byte per weight, and a digest is compared afterwards.
 
 **Shards** (FSDP): every process holds a slice of every weight. `shards` gives the local slices as
 plain tensors, masks are made for these, and `prune_shards` ranks all slices together without

@@ -26,7 +26,7 @@ class Text:
     """Paragraphs of running text.
 
     Args:
-        paragraphs: one string a paragraph.
+        paragraphs: one string per paragraph.
     """
 
     paragraphs: tuple[str, ...]
@@ -102,7 +102,7 @@ class Table:
     Args:
         title: the caption.
         columns: what stands in them; a text is a column of that name.
-        rows: as many values a row as there are columns.
+        rows: as many values per row as there are columns.
         note: a remark below the table.
 
     Raises:

@@ -51,7 +51,7 @@ class FilterBank:
         output: the response of chi.
         filters: the responses of the g_l; a bank that takes each map alone has one channel.
         half: whether the bank is for real signals alone.
-        atoms: what each filter is, one a filter.
+        atoms: what each filter is, one per filter.
 
     Raises:
         UserError: if the shapes do not fit, a value is not finite, or a half bank mixes channels.

@@ -48,7 +48,7 @@ def features(
         dimensions: of the grid, the last axes of x.
 
     Returns:
-        One tensor a depth, from 0 to the number of layers.
+        One tensor per depth, from 0 to the number of layers.
 
     Raises:
         UserError: if x has NaN, or does not fit the layers.
@@ -67,7 +67,7 @@ class ScatteringNetwork(nn.Module):
 
     Args:
         layers: any number.
-        grid: of the input, one size an axis.
+        grid: of the input, one size per axis.
         last: the frame whose output filter ends the network, `lowpass(1)` if not given.
 
     Attributes:

@@ -22,7 +22,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Batches(Protocol):
-    """Training data: `len` batches an epoch, the same ones for the same epoch's number."""
+    """Training data: `len` batches per epoch, the same ones for the same epoch's number."""
 
     def __len__(self) -> int: ...
 

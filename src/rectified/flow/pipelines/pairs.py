@@ -128,8 +128,8 @@ class PipelineBatches:
 
     Args:
         store: filled.
-        size: pairs a batch.
-        updates: batches an epoch; shards come in another order in every epoch.
+        size: pairs per batch.
+        updates: batches per epoch; shards come in another order in every epoch.
         seed: of the order.
         with_noise: batches are (x0, x1, prompt); without, (x1, prompt): samples as data.
     """
@@ -150,7 +150,7 @@ class PipelineBatches:
         self.with_noise = with_noise
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return self.updates
 
     def epoch(self, number: int) -> Iterator[Batch]:

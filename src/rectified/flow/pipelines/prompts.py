@@ -123,7 +123,7 @@ def _sizes(pipeline: Any, pooled: Tensor) -> Tensor:
 
 
 def read_prompts(source: Path) -> tuple[str, ...]:
-    """Prompts from a text file, one a line; empty lines are passed over.
+    """Prompts from a text file, one per line; empty lines are passed over.
 
     Raises:
         UserError: if there is no such file, or nothing in it.
@@ -133,9 +133,9 @@ def read_prompts(source: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(
-            f"prompts cannot be read from {source} ({reason}): give a text file, one prompt a line"
+            f"prompts cannot be read from {source} ({reason}): give a text file, a prompt per line"
         ) from error
     texts = tuple(line.strip() for line in lines if line.strip())
     if not texts:
-        raise UserError(f"{source} holds no prompts: write one a line")
+        raise UserError(f"{source} holds no prompts: write one per line")
     return texts

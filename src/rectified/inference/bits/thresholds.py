@@ -36,8 +36,8 @@ class Step:
     """How the products of a layer become bits.
 
     Attributes:
-        thresholds: one an output, of all panels.
-        flips: 32 bits a panel.
+        thresholds: one per output, of all panels.
+        flips: 32 bits per panel.
         pool_flips: words of the channels whose windows are `and`ed.
     """
 

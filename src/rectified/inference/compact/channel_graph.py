@@ -2,7 +2,7 @@
 
 Along the channel axis of every tensor in a traced network there are
 
-    classes     an integer a channel; channels of one class can only be removed together, because
+    classes     an integer per channel; channels of one class can only be removed together, because
                 a residual sum, a norm or a depthwise convolution ties them
     constants   the value of a channel that is the same for every input and at every position,
                 NaN for a channel that varies

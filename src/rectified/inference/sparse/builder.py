@@ -1,7 +1,7 @@
 """Writing sparse programs: layers become rows of one table over planes in one arena.
 
 `Builder` lays out every intermediate value in one block of memory, the *arena*, and writes down
-what to do, one row an operation; `finish` hands the table to a `Program`.
+what to do, one row per operation; `finish` hands the table to a `Program`.
 
 A strided convolution first takes its input apart into one plane for each remainder of row and
 column modulo the stride, and is then of stride 1. A linear layer is a 1x1 convolution on an image

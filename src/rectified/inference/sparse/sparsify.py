@@ -119,7 +119,7 @@ class SparseModel(nn.Module):
             return network(*inputs)
 
     def table(self) -> str:
-        """The choices as text, one line a layer and one for the network."""
+        """The choices as text, one line per layer and one for the network."""
         rows = [
             (c.name, c.kind, "x".join(map(str, c.shape)), f"{c.density:.3f}", c.engine, _times(c))
             for c in self.layers
