@@ -28,7 +28,7 @@ _BETWEEN = re.compile(r"[\s,+='\"]+")  # of command lines, lists and grids
 
 
 def imported(code: str, *, kind: str) -> Any:
-    """What `module:name` names, looked for in the present folder and among what is installed.
+    """The object `module:name`, looked for in the present folder and among what is installed.
 
     Args:
         code: `module:name`.

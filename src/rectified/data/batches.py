@@ -132,7 +132,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random in some examples, a row each.
+    """The random draws of some examples, a row each.
 
     Attributes:
         rows: which images they are.

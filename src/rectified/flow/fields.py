@@ -82,7 +82,7 @@ class Field(Generic[Network]):
         return without + self.guidance * (with_class - without)
 
     def endpoints(self, x: Points, t: Times) -> Endpoints:
-        """Where the point at x came from and where it goes, as far as the network can tell."""
+        """The end points of the path through x, as the network predicts them."""
         return self.predicts.endpoints(self.output(x, t), x, t.to(x.dtype), self.path)
 
     def __call__(self, x: Points, t: Times) -> Points:

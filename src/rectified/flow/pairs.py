@@ -85,7 +85,7 @@ class PairStore:
 
     @property
     def shards(self) -> int:
-        """How many files make the whole."""
+        """The number of files that make the whole."""
         return -(-self.count // self.shard)
 
     def size(self, index: int) -> int:

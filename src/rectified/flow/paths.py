@@ -99,7 +99,7 @@ def _same_shape(x0: Tensor, x1: Tensor) -> None:
 
 
 class AffinePath:
-    """What all affine paths share; a subclass gives `coefficients` and `time`."""
+    """Base of the affine paths; a subclass gives `coefficients` and `time`."""
 
     def coefficients(self, t: Tensor, /) -> Coefficients:
         """a, b and their derivatives at times in [0, 1]; finite at both ends."""
@@ -318,7 +318,7 @@ class DDPM(AffinePath):
 
     @property
     def levels(self) -> int:
-        """How many noise levels there are."""
+        """The number of noise levels."""
         return len(self.betas)
 
     def level(self, t: Tensor, /) -> Tensor:

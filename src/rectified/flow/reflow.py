@@ -249,7 +249,7 @@ def _check_stored(
 
 @dataclass(frozen=True)
 class PairCheck:
-    """What can be seen of pairs before anything is trained on them.
+    """Measures of pairs before anything is trained on them.
 
     Attributes:
         mean: of the source points, per dimension, largest in size; 0 for standard noise.
@@ -285,7 +285,7 @@ def check_pairs(x0: Points, x1: Points) -> PairCheck:
 
 
 def _normality(x: Points) -> float:
-    """How far mean and covariance are from those of standard noise, squared, a dimension."""
+    """The squared distance of mean and covariance from those of standard noise, per dimension."""
     flat = x.flatten(1).double()
     mean = flat.mean(0)
     covariance = (flat - mean).T @ (flat - mean) / max(len(flat) - 1, 1)

@@ -23,7 +23,7 @@ from rectified.training import logits_of
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is usually trained.
+    """The usual training of a network.
 
     Attributes:
         build: makes it from `num_classes`, `in_channels`, `image_size` and `norm`.

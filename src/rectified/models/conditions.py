@@ -1,4 +1,4 @@
-"""What a generative network is told beside its input: the time, and perhaps a class.
+"""Conditions of a generative network beside its input: the time, and perhaps a class.
 
 Classes are numbers from 0; -1 stands for "no class" and has an embedding of its own, so that a
 network trained with some labels dropped can be guided.

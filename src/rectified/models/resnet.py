@@ -88,7 +88,7 @@ resnet56 = partial(resnet, 56)
 
 @dataclass(frozen=True)
 class _Layers:
-    """What the network is made of."""
+    """The layers that the network is made of."""
 
     activation: Callable[[], nn.Module]
     conv: Layer

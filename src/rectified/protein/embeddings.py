@@ -1,4 +1,4 @@
-"""What the network is told before it looks at the structure: residues, pairs, time.
+"""Embeddings: the network's inputs beside the structure, of residues, pairs and time.
 
 A residue's features are its number in the chain and the time, as waves of many lengths, and whether
 it moves. A pair's features are those of its two residues, how far apart they are in the chain, and

@@ -135,7 +135,7 @@ def tm_scores(chains: Sequence[Float[Tensor, "residues 3"]]) -> Float[Tensor, "n
 
 
 def diversity(scores: Float[Tensor, "n n"]) -> tuple[float, float]:
-    """How different chains are, from their TM-scores.
+    """The diversity of chains, from their TM-scores.
 
     Returns:
         The mean TM-score of pairs (lower is more diverse), and the number of clusters over that of

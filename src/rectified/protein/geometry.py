@@ -1,4 +1,4 @@
-"""What a backbone looks like in numbers: bonds, angles, torsions, clashes, size.
+"""The geometry of backbones: bonds, angles, torsions, clashes, size.
 
 Atoms come as N, CA, C, ... along the axis before the last, residues along the one before that, and
 any axes of chains in front. Lengths are Angstrom, angles radians. What a real chain has:

@@ -40,7 +40,7 @@ _LARGEST_NUMBER, _LARGEST_COORDINATE = 9999, 9999.0  # that the columns of a PDB
 
 @dataclass(frozen=True)
 class ChainRules:
-    """Which chains are good enough to learn from.
+    """Rules for chains that are good enough to learn from.
 
     Attributes:
         shortest: residues, at least.

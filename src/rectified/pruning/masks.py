@@ -77,7 +77,7 @@ def full_masks(model: nn.Module, *, norms: bool = False) -> Masks:
 
 
 def kept(masks: Mapping[str, Tensor]) -> int:
-    """How many weights are kept.
+    """The number of kept weights.
 
     Example:
         >>> kept({"a": torch.tensor([True, False]), "b": torch.tensor([True])})
@@ -87,7 +87,7 @@ def kept(masks: Mapping[str, Tensor]) -> int:
 
 
 def total(masks: Mapping[str, Tensor]) -> int:
-    """How many weights there are, kept or not."""
+    """The number of weights, kept or not."""
     return sum(mask.numel() for mask in masks.values())
 
 
@@ -149,7 +149,7 @@ def prune(
 def droppable(
     masks: Masks, scores: Mapping[str, Tensor], *, scope: str = "global", floor: int = 1
 ) -> int:
-    """How many of the kept weights `prune` may drop: those that nothing protects.
+    """The number of kept weights that `prune` may drop: those that nothing protects.
 
     Raises:
         UserError: as `prune`, for the scores and the scope.

@@ -249,7 +249,7 @@ def _shares_of_ties(
     floats: torch.dtype,
     group: dist.ProcessGroup | None,
 ) -> list[int]:
-    """How many of the first `ties` entries equal to `bound` each tensor of this process drops."""
+    """The number of the first `ties` entries equal to `bound` that each tensor here drops."""
     mine = torch.tensor([_count_ties(part, bound, floats) for part in parts], dtype=torch.int64)
     if group is None:
         size, rank = 1, 0

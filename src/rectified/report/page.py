@@ -55,7 +55,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Column:
-    """What stands in a column of a table, and how its numbers are written.
+    """A column of a table, and how its numbers are written.
 
     Args:
         name: the head.
@@ -221,7 +221,7 @@ class Structures:
 
 
 Part = Text | Verdict | Table | Figure | KeyValues | Code | Structures
-"""What a section holds."""
+"""The parts of a section."""
 
 
 @dataclass(frozen=True)

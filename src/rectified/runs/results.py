@@ -37,7 +37,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file of a finished run holds.
+    """The contents of a JSON file of a finished run.
 
     Raises:
         UserError: if there is no such file, or it is damaged.

@@ -294,7 +294,7 @@ class Steps:
             torch._foreach_zero_(self.summed)
 
     def _put_back(self, memories: dict[tuple[int, Tensor, str], Tensor]) -> None:
-        """What an optimiser first remembered inside becomes 0, from which it begins."""
+        """Put back optimisers' memories; what they first remembered inside becomes 0."""
         for number, optimizer in enumerate(self.optimizers):
             for parameter, memory in optimizer.state.items():
                 for name, value in memory.items():

@@ -1,1 +1,1 @@
-"""Where pipelines that version 0.1 wrote find their scheduler; all else is in `pipelines`."""
+"""The place where pipelines of version 0.1 find their scheduler; all else is in `pipelines`."""

@@ -199,7 +199,7 @@ def save_pipeline(pipeline: Any, unet: Any, schedule: Schedule, folder: Path) ->
 
 @contextlib.contextmanager
 def _told_by_number() -> Iterator[None]:
-    """What safetensors says of a full disk, as the exception that Python has for it."""
+    """Turn safetensors' error into the OSError whose number its message names."""
     from safetensors import SafetensorError
 
     try:

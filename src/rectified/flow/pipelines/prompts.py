@@ -85,7 +85,7 @@ def _without_autocast() -> Iterator[None]:
 
 
 def encoder(pipeline: Any) -> Callable[[list[str | None]], Embedding]:
-    """What a Stable Diffusion or Stable Diffusion XL pipeline makes of texts."""
+    """The text encoder of a Stable Diffusion or Stable Diffusion XL pipeline."""
     is_xl = hasattr(pipeline, "text_encoder_2")
     zeros = is_xl and pipeline.config.get("force_zeros_for_empty_prompt", False)
 

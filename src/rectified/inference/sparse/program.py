@@ -108,7 +108,7 @@ class Program:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What calls with the same number of samples have in common."""
+    """The state that calls with the same number of samples share."""
 
     words: NDArray[np.int64]
     ports: slice

@@ -60,7 +60,7 @@ _QUIET = 0.012  # seconds for which OpenMP's threads still occupy their cores af
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What was chosen for one layer, and why.
+    """The choice for one layer, and its reason.
 
     Args:
         name: the layer's path in the network.

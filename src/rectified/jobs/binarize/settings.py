@@ -1,4 +1,4 @@
-"""What `rectified binarize` can be told, and what the words mean: arms and networks."""
+"""Settings of `rectified binarize`, and what the words mean: arms and networks."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def network(model: str) -> Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run does.
+    """The plan of a run.
 
     Attributes:
         config: the settings, with what the network's recipe decides.
