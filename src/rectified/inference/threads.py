@@ -378,7 +378,7 @@ def _keep_off_this_core(thread: int) -> None:
 
 
 def _find_core_here() -> Callable[[], int] | None:
-    """The C function that gives the caller's core; None where there is none, or cores are not ours."""
+    """The C function that gives the caller's core; None without one, or if cores are not ours."""
     if not hasattr(os, "sched_setaffinity"):
         return None
     return getattr(ctypes.CDLL(None), "sched_getcpu", None)
