@@ -100,12 +100,12 @@ class _Remembering:
     def __call__(self, rows: Tensor) -> Tensor:
         new = rows[~self.known[rows]]
         if len(new):
-            found = self.read(new)
+            pixels = self.read(new)
             if self.pixels is None:
-                self.pixels = found.new_empty(len(self.known), *found.shape[1:])
-            if found.shape[1:] != self.pixels.shape[1:]:  # grey here and colour there
+                self.pixels = pixels.new_empty(len(self.known), *pixels.shape[1:])
+            if pixels.shape[1:] != self.pixels.shape[1:]:  # grey here and colour there
                 return self.read(rows)
-            self.pixels[new] = found
+            self.pixels[new] = pixels
             self.known[new] = True
         assert self.pixels is not None  # at least one row was asked for
         return self.pixels[rows]

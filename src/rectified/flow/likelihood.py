@@ -81,8 +81,8 @@ def _gradient(value: Tensor, x: Points) -> Points:
     """d value / d x; zero for a velocity that does not depend on x."""
     if not value.requires_grad:
         return torch.zeros_like(x)
-    (found,) = torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(x) if found is None else found
+    (gradient,) = torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 class _Weighed(NamedTuple):

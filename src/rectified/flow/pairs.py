@@ -75,11 +75,11 @@ class PairStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps(self.facts, indent=1))
             return
-        found = _read_facts(file)
+        stored = _read_facts(file)
         for name, value in self.facts.items():
-            if found.get(name) != value:
+            if stored.get(name) != value:
                 raise UserError(
-                    f"{self.folder} holds pairs of another {name} ({found.get(name)!r}, wanted "
+                    f"{self.folder} holds pairs of another {name} ({stored.get(name)!r}, wanted "
                     f"{value!r}): give another folder, or remove it to make them anew"
                 )
 
@@ -206,7 +206,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _read_facts(file: Path) -> dict[str, object]:
-    found = read_json(file, remedy="remove the folder")
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+    facts = read_json(file, remedy="remove the folder")
+    if not isinstance(facts, dict) or facts.get("format") != _FORMAT:
         raise UserError(f"{file} is not a store of pairs that this version reads: remove it")
-    return found
+    return facts

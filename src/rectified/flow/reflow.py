@@ -208,25 +208,25 @@ def make_pairs(
             labels=None if labels is None else labels.to(device),
             guidance=guidance,
         )
-        found = {"x1": x1.cpu()}
+        shard = {"x1": x1.cpu()}
         if source is not None:
-            found["x0"] = x0.cpu()
+            shard["x0"] = x0.cpu()
         if labels is not None:
-            found["labels"] = labels
-        return found
+            shard["labels"] = labels
+        return shard
 
     fill(store, make, progress=progress)
-    found = store.load()
-    _check_stored(store, found, shape, has_source=source is not None, has_labels=classes > 0)
-    if "x0" not in found:
+    stored = store.load()
+    _check_stored(store, stored, shape, has_source=source is not None, has_labels=classes > 0)
+    if "x0" not in stored:
         parts = [sources(store.seed + i, store.size(i)) for i in range(store.shards)]
-        found["x0"] = torch.cat(parts)
-    return tuple(found[name] for name in ("x0", "x1", "labels") if name in found)
+        stored["x0"] = torch.cat(parts)
+    return tuple(stored[name] for name in ("x0", "x1", "labels") if name in stored)
 
 
 def _check_stored(
     store: PairStore,
-    found: dict[str, Tensor],
+    stored: dict[str, Tensor],
     shape: tuple[int, ...],
     *,
     has_source: bool,
@@ -235,14 +235,14 @@ def _check_stored(
     """See that shards from an earlier call are of the pairs that are wanted now."""
     wanted = {"x1"} | ({"x0"} if has_source else set()) | ({"labels"} if has_labels else set())
     remedy = "give another folder, or remove it to make them anew"
-    if found.keys() != wanted:
+    if stored.keys() != wanted:
         raise UserError(
-            f"{store.folder} holds {', '.join(sorted(found))} of every pair, wanted "
+            f"{store.folder} holds {', '.join(sorted(stored))} of every pair, wanted "
             f"{', '.join(sorted(wanted))}: {remedy}"
         )
-    if found["x1"].shape[1:] != shape:
+    if stored["x1"].shape[1:] != shape:
         raise UserError(
-            f"{store.folder} holds points of shape {tuple(found['x1'].shape[1:])}, wanted "
+            f"{store.folder} holds points of shape {tuple(stored['x1'].shape[1:])}, wanted "
             f"{shape}: {remedy}"
         )
 

@@ -61,13 +61,13 @@ def prunable(model: nn.Module, *, norms: bool = False) -> dict[str, nn.Parameter
         is_norm_or_table = isinstance(owners[module], _NOT_PRUNED)
         return parameter.ndim >= 2 and "weight" in name and not is_norm_or_table
 
-    found = {n: p for n, p in named_weights(model).items() if is_prunable(n, p)}
-    if not found:
+    weights = {n: p for n, p in named_weights(model).items() if is_prunable(n, p)}
+    if not weights:
         raise UserError(
             f"{type(bare(model)).__name__} has no weights to prune: "
             "pass a network with Linear or convolution layers"
         )
-    return found
+    return weights
 
 
 def full_masks(model: nn.Module, *, norms: bool = False) -> Masks:

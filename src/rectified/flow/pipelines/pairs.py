@@ -101,10 +101,10 @@ def make_pipeline_pairs(
         x0 = noise_like((count, *shape), seed)
         first = (seed - store.seed) * store.shard
         labels = (first + torch.arange(count)) % prompts if prompts else None
-        found = budget.over(count, lambda rows: sampled(x0, labels, rows))
-        kept = torch.isfinite(found.flatten(1)).all(1)
-        found[~kept] = 0.0
-        shard = {"x1": found, "kept": kept}
+        samples = budget.over(count, lambda rows: sampled(x0, labels, rows))
+        kept = torch.isfinite(samples.flatten(1)).all(1)
+        samples[~kept] = 0.0
+        shard = {"x1": samples, "kept": kept}
         return shard if labels is None else {**shard, "prompt": labels}
 
     def sampled(x0: Tensor, labels: Tensor | None, rows: slice) -> Tensor:

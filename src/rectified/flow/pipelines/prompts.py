@@ -91,23 +91,23 @@ def encoder(pipeline: Any) -> Callable[[list[str | None]], Embedding]:
 
     def encode(texts: list[str | None]) -> Embedding:
         words = [text or "" for text in texts]
-        found = pipeline.encode_prompt(
+        encoded = pipeline.encode_prompt(
             prompt=words,
             device=pipeline.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
         )
-        rows = {"encoder_hidden_states": found[0]}
+        rows = {"encoder_hidden_states": encoded[0]}
         if is_xl:
-            rows["text_embeds"] = found[2]
+            rows["text_embeds"] = encoded[2]
         if zeros:  # what the pipeline's own guidance takes for no prompt
-            empty = torch.tensor([text is None for text in texts], device=found[0].device)
+            empty = torch.tensor([text is None for text in texts], device=encoded[0].device)
             rows = {
                 name: value.masked_fill(empty.reshape(-1, *(1,) * (value.ndim - 1)), 0.0)
                 for name, value in rows.items()
             }
         if is_xl:
-            rows["time_ids"] = _sizes(pipeline, found[2]).expand(len(texts), -1)
+            rows["time_ids"] = _sizes(pipeline, encoded[2]).expand(len(texts), -1)
         return rows
 
     return encode
