@@ -46,7 +46,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """The place of a study, and its manner.
+    """The run folder of a study, and whether it shows progress.
 
     Attributes:
         folder: its run folder, begun.
