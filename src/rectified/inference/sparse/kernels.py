@@ -16,7 +16,7 @@ Conventions: every position counts floats; addresses count bytes; a negative `in
 Everything here is `nogil` and serial; threads share it as a job (`rectified.inference.threads`).
 
 The functions that numba compiles carry no annotations and `no_type_check`: it reads their bytecode.
-Compiling takes a few seconds once a machine; numba keeps the result in its cache folder.
+Compiling takes a few seconds once per machine; numba keeps the result in its cache folder.
 """
 
 from typing import no_type_check
