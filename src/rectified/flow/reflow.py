@@ -329,6 +329,9 @@ def reflow(
             f"pairs must be as many source as target points of one shape, got "
             f"{tuple(pairs[0].shape)} and {tuple(pairs[1].shape)}"
         )
+    if not isinstance(field.network, nn.Module):
+        kind = type(field.network).__name__
+        raise UserError(f"the flow's network must be an nn.Module, got {kind}")
     network = deepcopy(field.network)
     draws = Draws(pairs, size=min(batch_size, len(pairs[0])), updates=updates, seed=config.seed)
     fit(network, objective, draws, config, hooks=hooks, store=store, progress=progress)

@@ -430,7 +430,9 @@ def _sparse(operation, source, target, scratch, tables, rank, ranks):
                 _tile(operation, here, pitch, there, tables, block, lot, shape, operation.mask)
 
 
-@njit(nogil=True, cache=CACHED)
+# kept in no file: numba cannot compile a caller of a generator that it has read from one, as after
+# a kill between the two
+@njit(nogil=True, cache=False)
 @no_type_check
 def _groups(operation, begin, end):
     """First row and rows of each tile; the last rows of an image go by powers of two."""
