@@ -208,5 +208,7 @@ def fingerprint(network: nn.Module) -> str:
 def _read_facts(file: Path) -> dict[str, object]:
     facts = read_json(file, remedy="remove the folder")
     if not isinstance(facts, dict) or facts.get("format") != _FORMAT:
-        raise UserError(f"{file} is not a store of pairs that this version reads: remove it")
+        raise UserError(
+            f"{file} is not a store of pairs that this version reads: remove the folder"
+        )
     return facts
