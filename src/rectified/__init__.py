@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rectified.jobs.job import Results, open_run
     from rectified.jobs.run import run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Results", "__version__", "open_run", "run"]
 
 _PLACES = {

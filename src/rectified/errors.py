@@ -44,7 +44,7 @@ def choose(kind: str, name: str, options: dict[str, object] | list[str] | tuple[
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's message says in one line, of 200 letters at most; else the error's name.
+    """A library's message in one line, of 200 letters at most; else the error's name.
 
     Example:
         >>> first_line(ValueError("too long\\nat column 3"))

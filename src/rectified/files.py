@@ -160,7 +160,7 @@ def from_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path, *, remedy: str = "") -> Any:
-    """What a JSON file holds.
+    """The contents of a JSON file.
 
     Args:
         path: the file.

@@ -28,7 +28,7 @@ _BETWEEN = re.compile(r"[\s,+='\"]+")  # of command lines, lists and grids
 
 
 def imported(code: str, *, kind: str) -> Any:
-    """What `module:name` names, looked for in the present folder and among what is installed.
+    """The object `module:name`, looked for in the present folder and among what is installed.
 
     Args:
         code: `module:name`.
@@ -79,8 +79,8 @@ def folders(value: Any) -> Iterator[str]:
     """
     if isinstance(value, str):
         for name in FOLDERS:
-            for found in re.findall(rf"(?:^|\s){name}=(\S+)", value):
-                yield from found.split(",")
+            for names in re.findall(rf"(?:^|\s){name}=(\S+)", value):
+                yield from names.split(",")
     elif isinstance(value, Mapping):
         for key, entry in value.items():
             named = key in FOLDERS and isinstance(entry, str)
@@ -137,18 +137,18 @@ def _file() -> Path:
 
 def _remembered() -> dict[str, list[str]]:
     try:
-        found = json.loads(_file().read_text(encoding="utf-8"))
-        return {str(k): list(map(str, v)) for k, v in found.items()}
+        remembered = json.loads(_file().read_text(encoding="utf-8"))
+        return {str(k): list(map(str, v)) for k, v in remembered.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # nothing is remembered
 
 
 def _remember(here: str, named: set[str]) -> None:
-    found = _remembered()
-    if set(found.get(here, ())) == named:
+    remembered = _remembered()
+    if set(remembered.get(here, ())) == named:
         return
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
-        _file().write_text(json.dumps({**found, here: sorted(named)}), encoding="utf-8")
+        _file().write_text(json.dumps({**remembered, here: sorted(named)}), encoding="utf-8")
     except OSError:  # a home that cannot be written: it will be asked again
         return

@@ -164,7 +164,7 @@ def judge(
     better: Literal["higher", "lower"],
     p: float | None = None,
 ) -> Verdict:
-    """What a difference says.
+    """The verdict on a difference.
 
     Args:
         found: the paired difference, arm minus base.

@@ -140,13 +140,6 @@ def test_guidance_without_labels_is_refused():
         Field(lambda x, t: x).given(None, 3.0)
 
 
-def test_a_network_with_weights_is_told_from_another_callable():
-    network = torch.nn.Linear(2, 2)
-    assert Field(network).module is network
-    with pytest.raises(UserError, match=r"must be an nn.Module, got function"):
-        _ = Field(lambda x, t: x).module
-
-
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize(("old", "new"), [("edm", "straight"), ("vp_linear", "vp_cosine")])

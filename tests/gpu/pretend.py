@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _aten = torch.ops.aten
@@ -37,8 +37,6 @@ _WAITS = {  # the host must know a number before it can go on
 }
 _INDEXES = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 _COPIES = {_aten.copy_, _aten._to_copy, _aten._foreach_copy_}
-_LEAVES = ("numpy", "__array__", "__dlpack__")
-_MARKS_BETWEEN_SWEEPS = 4096
 _CUDA_SAYS = {
     **dict.fromkeys(("is_available", "is_bf16_supported", "is_initialized"), True),
     **dict.fromkeys(("set_rng_state", "manual_seed", "manual_seed_all", "_lazy_init")),
@@ -88,9 +86,8 @@ class Pretend(ExitStack):
     def place(self, tensor: Tensor) -> torch.device:
         """Where a tensor seems to lie."""
         storage = _storage(tensor)
-        if storage is None:
-            return tensor.device
-        return CUDA if storage._cdata in self._marks else CPU
+        is_marked = storage is not None and storage._cdata in self._marks
+        return CUDA if is_marked else tensor.device
 
     def mark(self, tensor: Tensor, place: torch.device) -> Tensor:
         """Let a tensor lie there."""
@@ -101,7 +98,7 @@ class Pretend(ExitStack):
             self._marks.pop(storage._cdata, None)
         elif storage._cdata not in self._marks:
             self._marks[storage._cdata] = StorageWeakRef(storage)
-            if len(self._marks) % _MARKS_BETWEEN_SWEEPS == 0:
+            if len(self._marks) % 4096 == 0:  # forget what is no more
                 self._marks = {k: v for k, v in self._marks.items() if not v.expired()}
         return tensor
 
@@ -166,7 +163,7 @@ class _Functions(TorchFunctionMode):
             seen: dict[Any, Any] = {Tensor.device: own, **is_on}
             if owner in seen:
                 return seen[owner]
-        if name in _LEAVES and gpu.is_on(first):
+        if name in ("numpy", "__array__", "__dlpack__") and gpu.is_on(first):
             gpu.refuse(f"Tensor.{name} of a CUDA tensor")
         if name == "__deepcopy__":
             return self._copied(call, args)
@@ -216,9 +213,7 @@ class _Functions(TorchFunctionMode):
         place = self.gpu.place(args[0])
         with _disable_current_modes():
             copied = call(*args)
-        for one in (copied, copied.grad):
-            if one is not None:
-                self.gpu.mark(one, place)
+        tree_map_only(Tensor, lambda one: self.gpu.mark(one, place), (copied, copied.grad))
         return copied
 
 
@@ -239,9 +234,7 @@ class _Operations(TorchDispatchMode):
         if "cuda" in places or (not tensors and gpu.inside):
             target = gpu.place(tensors[0]) if call.overloadpacket in _COPIES else CUDA
             gpu.check_generator(call, kwargs, target)
-            for out in tree_flatten(found)[0]:
-                if isinstance(out, Tensor):
-                    gpu.mark(out, target)
+            tree_map_only(Tensor, lambda out: gpu.mark(out, target), found)
         return found
 
     def _check(self, call: Any, tensors: Sequence[Tensor], places: Sequence[str]) -> None:

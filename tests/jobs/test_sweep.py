@@ -440,8 +440,8 @@ def test_a_ray_head_that_goes_on_failing_is_one_line_with_its_reason(ray_that_fa
 # ---- real processes, one of them killed in the middle
 
 COMMAND = [sys.executable, "-m", "rectified", "sweep"]
-PRUNE = [*COMMAND, "prune", "--limit", "200", "--cycles", "2", "--epochs", "2", "--ap", "off"]
-PRUNE += ["--grid", "seed=0..3", "--device", "cpu", "--quiet"]
+SCATTER = [*COMMAND, "scatter", "--networks", "none", "--orientations", "2", "--seeds", "2"]
+SCATTER += ["--grid", "limit=40,50,60", "--device", "cpu", "--quiet"]
 UNDER_WAY = "checkpoint/study.safetensors", 2  # a worker is in its first run, and has kept some
 
 
@@ -449,7 +449,7 @@ UNDER_WAY = "checkpoint/study.safetensors", 2  # a worker is in its first run, a
 def alone(tmp_path_factory):
     """What the same runs find in one process, undisturbed."""
     path = tmp_path_factory.mktemp("alone") / "s"
-    assert main(["sweep", *PRUNE[4:], "--workers", "1", "--out", str(path)]) == 0
+    assert main(["sweep", *SCATTER[4:], "--workers", "1", "--out", str(path)]) == 0
     return numbers(path)
 
 
@@ -480,7 +480,7 @@ def events_of(path):
 def test_a_killed_local_worker_is_replaced_and_its_run_goes_on(alone, tmp_path):
     path = tmp_path / "s"
     with held(*UNDER_WAY) as hold:
-        words = [*PRUNE, "--workers", "2", "--out", str(path)]
+        words = [*SCATTER, "--workers", "2", "--out", str(path)]
         process = start(words, env=hold.environment())
         worker, *_ = hold.wait(process)
         os.kill(worker, signal.SIGKILL)
@@ -492,7 +492,7 @@ def test_a_killed_local_worker_is_replaced_and_its_run_goes_on(alone, tmp_path):
 def test_a_stopped_sweep_ends_its_workers_and_goes_on(alone, tmp_path):
     path = tmp_path / "s"
     with held(*UNDER_WAY) as hold:
-        words = [*PRUNE, "--workers", "2", "--out", str(path)]
+        words = [*SCATTER, "--workers", "2", "--out", str(path)]
         process = start(words, env=hold.environment())
         hold.wait(process)
         children = family(process)
@@ -517,7 +517,7 @@ def test_dask_workers_do_the_runs_and_one_may_be_killed(alone, tmp_path):
         with held(*UNDER_WAY) as hold:
             processes += [start(worker, cwd=tmp_path, env=hold.environment()) for _ in range(2)]
             address = json.loads(file.read_text())["address"]
-            sweeping = start([*PRUNE, "--cluster", address, "--out", str(path)])
+            sweeping = start([*SCATTER, "--cluster", address, "--out", str(path)])
             processes.append(sweeping)
             one, *_ = hold.wait(*processes)
             os.kill(one, signal.SIGKILL)
@@ -550,7 +550,7 @@ def test_ray_nodes_do_the_runs_and_one_may_be_lost(alone, tmp_path, tmp_path_fac
                 nodes.append(start([*ray, *role], env=environment, start_new_session=True))
                 assert any("Ray runtime started" in line for line in nodes[-1].stdout)
             until(lambda: listening(client), *nodes)
-            words = [*PRUNE, "--cluster", f"ray://127.0.0.1:{client}", "--out", str(path)]
+            words = [*SCATTER, "--cluster", f"ray://127.0.0.1:{client}", "--out", str(path)]
             sweeping = start(words, env=environment)
             nodes.append(sweeping)
             until(lambda: family(nodes[1]).intersection(hold.waiting()), *nodes)

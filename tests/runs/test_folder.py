@@ -130,6 +130,16 @@ def test_nothing_but_a_run_can_be_resumed(tmp_path):
         Run(tmp_path, resume=True)
 
 
+def test_a_run_of_a_version_with_other_draws_is_not_gone_on_with(tmp_path):
+    begun(tmp_path / "run").close()
+    facts = {"packages": {"rectified": "0.1.7"}}
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"begun by rectified 0\.1\.7, which draws other random"):
+        Run(tmp_path / "run", resume=True)
+    (tmp_path / "run" / "environment.json").write_text("{")  # it does not say
+    Run(tmp_path / "run", resume=True)
+
+
 def test_a_resumed_run_keeps_its_settings_and_events(tmp_path):
     begun(tmp_path / "run").close()
     run = Run(tmp_path / "run", resume=True)

@@ -156,8 +156,6 @@ def start(
     """
     arguments = material.split(words)
     tool_of(arguments[0]) if arguments[0] in TOOLS else job_of(arguments[0])  # imports it
-    process = FORK.Process(target=child, args=(arguments, folder, jump, saves))
-    import_module(f"rectified.jobs.{'prune' if arguments[0] == 'demo' else arguments[0]}")
     process = FORK.Process(target=child, args=(arguments, folder, jump, saves, hold))
     process.start()
     return process
@@ -300,25 +298,14 @@ def two_at_once(name: str) -> dict[str, Any]:
         folder = Path(place)
         path, other = folder / "run", folder / "other"
         other.mkdir()
-        first = start(f"{row.words} --quiet --out {path}", folder)
-        while not (path / "metrics.jsonl").exists() and first.is_alive():
-            time.sleep(0.005)
-        codes = [
-            ended(start(words, other))
-            for words in (
-                f"{row.verb} --resume {path} --quiet",
-                f"{row.words} --out {path} --quiet",
-            )
-        ]
-        name = VERBS[verb].split()[0]
         with held(str(path / "results.json")) as hold:
-            first = start(f"{VERBS[verb]} --quiet --out {path}", folder, hold=hold)
+            first = start(f"{row.words} --quiet --out {path}", folder, hold=hold)
             hold.wait(first)
             codes = [
                 ended(start(words, other))
                 for words in (
-                    f"{name} --resume {path} --quiet",
-                    f"{VERBS[verb]} --out {path} --quiet",
+                    f"{row.verb} --resume {path} --quiet",
+                    f"{row.words} --out {path} --quiet",
                 )
             ]
         said = (other / "child.2").read_text()

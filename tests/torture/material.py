@@ -56,11 +56,11 @@ def pipeline() -> Path:
 @contextmanager
 def small_proteins() -> Iterator[None]:
     """Let the smallest preset be smaller, and measure few real windows: for kills, not for use."""
-    from rectified.jobs import protein_study
+    from rectified.jobs.protein import measuring
     from rectified.protein import model
     from tests.protein.conftest import SMALL
 
-    with patch.dict(model.SIZES, tiny=SMALL), patch.object(protein_study, "_REAL", 8):
+    with patch.dict(model.SIZES, tiny=SMALL), patch.object(measuring, "_REAL", 8):
         yield
 
 

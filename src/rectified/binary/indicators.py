@@ -1,4 +1,4 @@
-"""How far an estimator is from the sign, and how unevenly it spreads the gradient.
+"""Indicators: an estimator's distance from the sign, and how unevenly it spreads the gradient.
 
 The paper's pair, summed over layers (z: binarized weights; g: their gradients in one update):
 

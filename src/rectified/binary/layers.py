@@ -34,7 +34,7 @@ SCALES = ("channel", "layer", "none")
 
 
 class _Binary(BitLayer):
-    """What the two layers share: estimators, the scale, the sign of weights and inputs."""
+    """Base of the two layers: estimators, the scale, the sign of weights and inputs."""
 
     scale: str
     standardize: bool
@@ -56,7 +56,7 @@ class _Binary(BitLayer):
             self.activation_estimator = (activation_estimator or estimator)()
 
     def latent_weight(self) -> Float[Tensor, "outputs ..."]:
-        """What the sign is taken of: the weights, standardised if that is asked for."""
+        """The weights before the sign, standardised if that is asked for."""
         if not self.standardize:
             return self.weight
         rows = self.weight.flatten(1)
@@ -78,7 +78,7 @@ class _Binary(BitLayer):
         return binarize(self.latent_weight(), self.weight_estimator)
 
     def binary_input(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """What the weights meet: the inputs' signs, or the inputs as they are."""
+        """The inputs of the product: their signs, or the inputs as they are."""
         return binarize(x, self.activation_estimator) if self.activation_bits == 1 else x
 
     def _scaled(self, y: Tensor, trailing: int) -> Tensor:

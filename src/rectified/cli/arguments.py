@@ -85,7 +85,7 @@ def asks_for_help(words: Sequence[str]) -> bool:
 
 
 def help_page(verb: str, entry: Entry, operand: str, groups: Mapping[str, Settings]) -> str:
-    """What `rectified VERB --help` says.
+    """The text of `rectified VERB --help`.
 
     Args:
         verb: the verb.
@@ -130,7 +130,7 @@ def _add_flags(
 
 
 def _kind(hint: object) -> dict[str, Any]:
-    """How argparse reads a value of this annotation."""
+    """Arguments for argparse that read a value of this annotation."""
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     several = {"nargs": "*"} if get_origin(hint) is tuple else {}
@@ -169,7 +169,7 @@ def _typed(value: object) -> str:
 
 
 def documented(config: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of its attributes, by name."""
+    """The docs of attributes, by name, from the docstrings of a class and its bases."""
     found: dict[str, str] = {}
     for one in reversed(config.__mro__):
         section = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2]

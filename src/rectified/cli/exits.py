@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and what its last line says.
+"""The end of a command: its exit code, and its last line.
 
 0          done
 2          a mistake of the user's, told in one line

@@ -1,4 +1,4 @@
-"""What the command line asks of a run: where it goes, and the file that its settings begin with."""
+"""Requests of the command line: where a run goes, and the file that its settings begin with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rectified.foreign import check_consent, factories, folders
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run goes.
+    """Options of a run: where it goes, and who hears of it.
 
     Attributes:
         out: folder for the results; runs/VERB-DATA-TIME by default.
@@ -66,7 +66,7 @@ class Request:
 
     @property
     def file(self) -> Path | None:
-        """Where its settings begin."""
+        """The file that its settings begin with."""
         from rectified.runs import CONFIG
 
         resume = self.options.resume

@@ -1,4 +1,4 @@
-"""What stands behind a verb: settings from defaults, a file and flags, and then the work."""
+"""Verbs: settings from defaults, a file and flags, and then the work."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _job_and_settings(
 
 
 def _over(default: Any, settings: Mapping[str, Any], request: Request) -> Any:
-    """What the request's file says, if anything, instead of `default`."""
+    """The settings of the request's file, if it names one, else `default`."""
     if not settings:
         return default
     return from_settings(type(default), settings, source=str(request.file))
@@ -162,7 +162,7 @@ def _do(request: Request, work: Work) -> None:
 
 
 def _pusher(repository: str | None) -> Callable[[Path], None]:
-    """What uploads a finished run, where that is asked for; it is known to be possible."""
+    """The upload of a finished run, where that is asked for; it is known to be possible."""
     if repository is None:
         return lambda _: None
     from rectified.runs.hub import check_repository, push_to_hub

@@ -50,7 +50,7 @@ class Augment:
         """Draw how `count` images change, from a CPU generator; what is drawn may be moved.
 
         Returns:
-            Shifts down and across in 0..2 pad, and whether an image is mirrored: a row an image.
+            Shifts down and across in 0..2 pad, and whether an image is mirrored: a row per image.
         """
         shift = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator)
         if not self.flip:

@@ -26,7 +26,7 @@ class Batches:
 
     Args:
         images: at least one.
-        size: images a batch, at least 1.
+        size: images per batch, at least 1.
         seed: of the order and the augmentation, at least 0.
         shuffle: whether the order is random. A last short batch is then dropped, unless it is the
             only one, so that all updates average over as many images; in order it is kept.
@@ -72,7 +72,7 @@ class Batches:
         self.std = None if std is None else std.to(device)[:, None, None]
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         full, rest = divmod(len(self.labels), self.size)
         return full + 1 if rest and (not full or not self.shuffle) else full
 
@@ -132,7 +132,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random in some examples, a row each.
+    """The random draws of some examples, a row each.
 
     Attributes:
         rows: which images they are.

@@ -1,4 +1,4 @@
-"""Folders of image files: one sub-folder a class.
+"""Folders of image files: one sub-folder per class.
 
 Either `train/CLASS/*.png`, with `test/CLASS/*.png` and `validation/CLASS/*.png` (or `valid`, `val`)
 where they exist, or plain `CLASS/*.png`. Classes are numbered in the order of their names; hidden
@@ -45,11 +45,11 @@ def folder_splits(folder: Path, *, image_size: int | None = None) -> dict[str, S
     """
     if not (folder / "train").is_dir():
         return {"train": _stored(folder, image_size)}
-    found = {
+    folders = {
         split: next((folder / name for name in names if (folder / name).is_dir()), None)
         for split, names in _FOLDERS.items()
     }
-    return {split: _stored(place, image_size) for split, place in found.items() if place}
+    return {split: _stored(place, image_size) for split, place in folders.items() if place}
 
 
 def _stored(folder: Path, image_size: int | None) -> Stored:

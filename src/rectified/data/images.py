@@ -21,7 +21,7 @@ class Images:
 
     Args:
         pixels: in 0..peak.
-        labels: class numbers, from 0; one an image.
+        labels: class numbers, from 0; one per image.
         peak: the pixel value that means 1.0, in 1..255.
 
     Raises:

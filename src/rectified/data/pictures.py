@@ -3,7 +3,7 @@
 Grey pictures (modes 1, L, LA, and 16-bit grey, of which the upper 8 bits count) become one channel,
 all others RGB; where both kinds meet in a data set, grey ones get three equal channels.
 Transparency is dropped. Decoding is serial on purpose: for pictures of 32x32, threads lose more to
-Python's lock than they gain (0.09 ms a picture serial, 0.13 ms with two threads).
+Python's lock than they gain (0.09 ms per picture serial, 0.13 ms with two threads).
 """
 
 import warnings
@@ -102,7 +102,7 @@ def _to_array(
     from PIL import Image
 
     if image.mode == "F":
-        raise UserError(f"{place} holds floating-point pixels; save it with 8 bits a channel")
+        raise UserError(f"{place} holds floating-point pixels; save it with 8 bits per channel")
     if image.mode.startswith("I"):
         upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
         image = Image.fromarray(upper.astype(np.uint8))

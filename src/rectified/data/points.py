@@ -4,7 +4,7 @@
     gaussians8   eight round heaps on a circle of radius 5
     rings        two concentric circles of radius 2 and 4
 
-A file is a `.npy` array or a `.csv` table (numbers, with or without a head), a row a point.
+A file is a `.npy` array or a `.csv` table (numbers, with or without a head), a row per point.
 The first two are those of torchcfm's tutorial (Tong et al., 2023, arXiv 2302.00482).
 """
 

@@ -95,7 +95,7 @@ class ImageSource:
     def load(
         self, *, seed: int = 0, limit: int | None = None, validation: float = 0.1
     ) -> ImageData:
-        """What `load_images` returns.
+        """Load the splits, as `load_images`.
 
         Raises:
             UserError: as there.

@@ -20,7 +20,7 @@ class Stored:
     """One split of a source.
 
     Args:
-        labels: one a row, integers or words.
+        labels: one per row, integers or words.
         read: decodes the rows at ascending row numbers, at least one.
         names: class names, if the source gives them; labels are then numbers of names.
         peak: the pixel value that means 1.0.
@@ -100,12 +100,12 @@ class _Remembering:
     def __call__(self, rows: Tensor) -> Tensor:
         new = rows[~self.known[rows]]
         if len(new):
-            found = self.read(new)
+            pixels = self.read(new)
             if self.pixels is None:
-                self.pixels = found.new_empty(len(self.known), *found.shape[1:])
-            if found.shape[1:] != self.pixels.shape[1:]:  # grey here and colour there
+                self.pixels = pixels.new_empty(len(self.known), *pixels.shape[1:])
+            if pixels.shape[1:] != self.pixels.shape[1:]:  # grey here and colour there
                 return self.read(rows)
-            self.pixels[new] = found
+            self.pixels[new] = pixels
             self.known[new] = True
         assert self.pixels is not None  # at least one row was asked for
         return self.pixels[rows]

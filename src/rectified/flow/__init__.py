@@ -12,7 +12,7 @@ value that is passed in, from the module of its kind (`paths.vp_cosine`, `times.
 Lower-case names are ready values; the capital ones make others (`times.UShaped(a=2)`).
 
 Conventions: t = 0 is the source x0 (noise), t = 1 the target x1 (data), x_t = a(t) x1 + b(t) x0;
-the first axis is the batch; times are one number or one a point.
+the first axis is the batch; times are one number or one per point.
 """
 
 from typing import TYPE_CHECKING

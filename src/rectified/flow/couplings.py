@@ -213,7 +213,7 @@ class Mixture:
     def __post_init__(self) -> None:
         if not self.parts or len(self.parts) != len(self.weights):
             raise UserError(
-                f"a mixture needs one weight a part, got {len(self.parts)} parts and "
+                f"a mixture needs one weight per part, got {len(self.parts)} parts and "
                 f"{len(self.weights)} weights"
             )
         if min(self.weights) < 0 or sum(self.weights) <= 0:

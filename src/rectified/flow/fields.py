@@ -34,7 +34,7 @@ class Field(Generic[Network]):
     """A network as a velocity field.
 
     Args:
-        network: (x, t) or (x, t, labels) to a prediction shaped as x; t is one a point.
+        network: (x, t) or (x, t, labels) to a prediction shaped as x; t is one per point.
         path: the path it was trained on.
         predicts: what it predicts.
         labels: the class of every point; None for a network without classes.
@@ -82,7 +82,7 @@ class Field(Generic[Network]):
         return without + self.guidance * (with_class - without)
 
     def endpoints(self, x: Points, t: Times) -> Endpoints:
-        """Where the point at x came from and where it goes, as far as the network can tell."""
+        """The end points of the path through x, as the network predicts them."""
         return self.predicts.endpoints(self.output(x, t), x, t.to(x.dtype), self.path)
 
     def __call__(self, x: Points, t: Times) -> Points:

@@ -2,7 +2,7 @@
 
     log p(x1) = log p0(x0) - int_0^1 div v(x_t, t) dt,     x_t followed backward from x1
 
-The divergence is exact (one backward pass a dimension) or Hutchinson's estimate e^T (dv/dx) e with
+The divergence is exact (a backward pass per dimension) or Hutchinson's estimate e^T (dv/dx) e with
 random signs e, which is unbiased.
 
 References:
@@ -33,7 +33,7 @@ Divergence = Callable[[Velocity, Points, Tensor], tuple[Points, Float[Tensor, " 
 def exact_divergence(
     velocity: Velocity, x: Points, t: Tensor
 ) -> tuple[Points, Float[Tensor, " batch"]]:
-    """The velocity and its divergence, one backward pass a dimension."""
+    """The velocity and its divergence, one backward pass per dimension."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         v = velocity(x, t)
@@ -81,8 +81,8 @@ def _gradient(value: Tensor, x: Points) -> Points:
     """d value / d x; zero for a velocity that does not depend on x."""
     if not value.requires_grad:
         return torch.zeros_like(x)
-    (found,) = torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(x) if found is None else found
+    (gradient,) = torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 class _Weighed(NamedTuple):

@@ -1,4 +1,4 @@
-"""Losses: how far a prediction is from what it should be, one number a point.
+"""Losses: how far a prediction is from what it should be, one number per point.
 
     squared        mean over dimensions of e^2
     norm           root of that
@@ -34,7 +34,7 @@ from rectified.errors import UserError, choose, first_line
 from rectified.flow.paths import Points
 
 Loss = Callable[[Points, Points], Float[Tensor, " batch"]]
-"""(what was predicted, what should have been) to one number a point."""
+"""(what was predicted, what should have been) to one number per point."""
 
 Space = Literal["prediction", "velocity", "target", "noise"]
 SPACES: tuple[Space, ...] = ("prediction", "velocity", "target", "noise")
@@ -84,7 +84,7 @@ class PseudoHuber:
             raise UserError(f"width must be positive, got {self.width}")
 
     def __call__(self, predicted: Points, wanted: Points) -> Float[Tensor, " batch"]:
-        """One number a point."""
+        """One number per point."""
         error = (predicted - wanted).flatten(1)
         d = error.shape[1]
         c = self.width * {"sqrt_d": d**0.5, "d": float(d), "none": 1.0}[self.scale]
@@ -105,17 +105,17 @@ class Perceptual:
 
     Args:
         features: points to the features of several layers, each (batch, channels, ...).
-        weights: one a layer; 1 / (number of layers) each by default.
+        weights: one per layer; 1 / (number of layers) each by default.
     """
 
     features: Callable[[Points], Sequence[Tensor]]
     weights: Sequence[float] | None = None
 
     def __call__(self, predicted: Points, wanted: Points) -> Float[Tensor, " batch"]:
-        """One number a point.
+        """One number per point.
 
         Raises:
-            UserError: if there is not one weight a layer.
+            UserError: if there is not one weight per layer.
         """
         ours = self.features(predicted)
         with torch.no_grad():
@@ -169,7 +169,7 @@ class Term:
     """One part of an objective.
 
     Attributes:
-        loss: (predicted, wanted) to one number a point.
+        loss: (predicted, wanted) to one number per point.
         space: what is compared: the prediction itself, or the velocity, the target (x1) or the
             noise (x0) that it implies.
         weight: factor at time t (batch,).

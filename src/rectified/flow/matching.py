@@ -84,14 +84,14 @@ class FlowMatching:
             return mean_loss(self.terms, lambda _: (output, v), t)
         c = self.path.coefficients(t).like(x1)
         true = Endpoints(x0, x1)
-        found = self.predicts.to_endpoints(output, x, c) if spaces != {"prediction"} else None
+        ends = self.predicts.to_endpoints(output, x, c) if spaces != {"prediction"} else None
 
         def compared(space: Space) -> tuple[Tensor, Tensor]:
             if space == "prediction":
                 return output, self.predicts.from_endpoints(true, c)
             kind = _SPACES[space]
-            assert found is not None
-            return kind.from_endpoints(found, c), kind.from_endpoints(true, c)
+            assert ends is not None
+            return kind.from_endpoints(ends, c), kind.from_endpoints(true, c)
 
         return mean_loss(self.terms, compared, t)
 

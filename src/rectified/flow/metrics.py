@@ -1,4 +1,4 @@
-"""How good and how straight a flow is.
+"""Metrics of a flow: how good and how straight it is.
 
 Geometry of a flow, from its own trajectories Z_t:
 
@@ -46,7 +46,7 @@ _STEPS = 100  # fine enough that halving them moves a curved flow's straightness
 
 @dataclass(frozen=True)
 class Straightness:
-    """How far trajectories are from straight lines at constant speed.
+    """The distance of trajectories from straight lines at constant speed.
 
     Attributes:
         total: the integral of the squared deviation, summed over dimensions.
@@ -98,7 +98,7 @@ def _rows(x: Points) -> Float[Tensor, "batch dimensions"]:
 
 @torch.no_grad()
 def first_order_gap(field: HasEndpoints, x0: Points, *, steps: int = _STEPS) -> float:
-    """How far the end points that the network predicts change along its own trajectories.
+    """The change of the predicted end points along the network's own trajectories.
 
     Below about 0.02 one natural Euler step does what many do, and `renoise` is safe.
 

@@ -38,7 +38,7 @@ class PairStore:
     Args:
         folder: made if it is not there.
         count: pairs in all, at least 1.
-        shard: pairs a file.
+        shard: pairs per file.
         seed: of the first shard; shard i has seed + i.
         identity: what made the pairs; a store made by something else is refused.
 
@@ -75,17 +75,17 @@ class PairStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps(self.facts, indent=1))
             return
-        found = _read_facts(file)
+        stored = _read_facts(file)
         for name, value in self.facts.items():
-            if found.get(name) != value:
+            if stored.get(name) != value:
                 raise UserError(
-                    f"{self.folder} holds pairs of another {name} ({found.get(name)!r}, wanted "
+                    f"{self.folder} holds pairs of another {name} ({stored.get(name)!r}, wanted "
                     f"{value!r}): give another folder, or remove it to make them anew"
                 )
 
     @property
     def shards(self) -> int:
-        """How many files make the whole."""
+        """The number of files that make the whole."""
         return -(-self.count // self.shard)
 
     def size(self, index: int) -> int:
@@ -104,7 +104,7 @@ class PairStore:
         """Store one shard, whole or not at all.
 
         Raises:
-            UserError: if a tensor has not one row a pair, or holds a NaN or infinity.
+            UserError: if a tensor has not one row per pair, or holds a NaN or infinity.
         """
         rows = self.size(index)
         for name, value in tensors.items():
@@ -206,7 +206,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _read_facts(file: Path) -> dict[str, object]:
-    found = read_json(file, remedy="remove the folder")
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+    facts = read_json(file, remedy="remove the folder")
+    if not isinstance(facts, dict) or facts.get("format") != _FORMAT:
         raise UserError(f"{file} is not a store of pairs that this version reads: remove it")
-    return found
+    return facts

@@ -71,7 +71,7 @@ class Coefficients(NamedTuple):
 
 
 def along(t: Tensor, x: Tensor) -> Tensor:
-    """A value a batch entry, or one for all, shaped to be multiplied with `x` (batch, ...).
+    """A value per batch entry, or one for all, shaped to be multiplied with `x` (batch, ...).
 
     Raises:
         UserError: if there is not one value for all, or one for each entry of the batch.
@@ -99,7 +99,7 @@ def _same_shape(x0: Tensor, x1: Tensor) -> None:
 
 
 class AffinePath:
-    """What all affine paths share; a subclass gives `coefficients` and `time`."""
+    """Base of the affine paths; a subclass gives `coefficients` and `time`."""
 
     def coefficients(self, t: Tensor, /) -> Coefficients:
         """a, b and their derivatives at times in [0, 1]; finite at both ends."""
@@ -115,7 +115,7 @@ class AffinePath:
         Args:
             x0: source points (batch, ...).
             x1: target points, of the same shape.
-            t: in [0, 1], one a point or one for all.
+            t: in [0, 1], one per point or one for all.
 
         Raises:
             UserError: if the shapes do not pair.
@@ -318,7 +318,7 @@ class DDPM(AffinePath):
 
     @property
     def levels(self) -> int:
-        """How many noise levels there are."""
+        """The number of noise levels."""
         return len(self.betas)
 
     def level(self, t: Tensor, /) -> Tensor:

@@ -145,8 +145,8 @@ class Phased:
             wanted = path(ends.x0, ends.x1, e)[0]
         given = () if labels is None else (drop_labels(labels, self.label_drop, self.generator),)
         output = model(x, t, *given)
-        found = (self.predicts or self.teacher.predicts).endpoints(output, x, t, path)
-        return self.loss(path(found.x0, found.x1, e)[0], wanted).mean()
+        predicted = (self.predicts or self.teacher.predicts).endpoints(output, x, t, path)
+        return self.loss(path(predicted.x0, predicted.x1, e)[0], wanted).mean()
 
     def _phase(self, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Start and end of a phase for every point, and a time between them."""

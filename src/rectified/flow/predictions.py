@@ -1,4 +1,4 @@
-"""What a network may predict of a point on a path, and the exact conversions between all of it.
+"""Predictions of a network at a point on a path, and the exact conversions between them.
 
 Of x = a x1 + b x0 a network predicts one thing; with x itself that gives both end points, and the
 end points give everything else. So each prediction is two formulas, to the end points and from
@@ -62,7 +62,7 @@ class Prediction:
         Args:
             output: what the network said, shaped as x.
             x: points on the path (batch, ...).
-            t: in [0, 1], one a point or one for all.
+            t: in [0, 1], one per point or one for all.
             path: whose coefficients count.
         """
         return self.to_endpoints(output, x, path.coefficients(t).like(x))

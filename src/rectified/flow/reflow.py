@@ -48,9 +48,9 @@ class Draws:
     `rectified.training.Batches`.
 
     Args:
-        tensors: with one row an example each.
-        size: rows a batch.
-        updates: batches an epoch.
+        tensors: with one row per example.
+        size: rows per batch.
+        updates: batches per epoch.
         seed: of the order.
 
     Raises:
@@ -81,7 +81,7 @@ class Draws:
         self.tensors, self.size, self.updates, self.seed = tuple(tensors), size, updates, seed
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return self.updates
 
     def epoch(self, number: int) -> Iterator[Batch]:
@@ -208,25 +208,25 @@ def make_pairs(
             labels=None if labels is None else labels.to(device),
             guidance=guidance,
         )
-        found = {"x1": x1.cpu()}
+        shard = {"x1": x1.cpu()}
         if source is not None:
-            found["x0"] = x0.cpu()
+            shard["x0"] = x0.cpu()
         if labels is not None:
-            found["labels"] = labels
-        return found
+            shard["labels"] = labels
+        return shard
 
     fill(store, make, progress=progress)
-    found = store.load()
-    _check_stored(store, found, shape, has_source=source is not None, has_labels=classes > 0)
-    if "x0" not in found:
+    stored = store.load()
+    _check_stored(store, stored, shape, has_source=source is not None, has_labels=classes > 0)
+    if "x0" not in stored:
         parts = [sources(store.seed + i, store.size(i)) for i in range(store.shards)]
-        found["x0"] = torch.cat(parts)
-    return tuple(found[name] for name in ("x0", "x1", "labels") if name in found)
+        stored["x0"] = torch.cat(parts)
+    return tuple(stored[name] for name in ("x0", "x1", "labels") if name in stored)
 
 
 def _check_stored(
     store: PairStore,
-    found: dict[str, Tensor],
+    stored: dict[str, Tensor],
     shape: tuple[int, ...],
     *,
     has_source: bool,
@@ -235,21 +235,21 @@ def _check_stored(
     """See that shards from an earlier call are of the pairs that are wanted now."""
     wanted = {"x1"} | ({"x0"} if has_source else set()) | ({"labels"} if has_labels else set())
     remedy = "give another folder, or remove it to make them anew"
-    if found.keys() != wanted:
+    if stored.keys() != wanted:
         raise UserError(
-            f"{store.folder} holds {', '.join(sorted(found))} of every pair, wanted "
+            f"{store.folder} holds {', '.join(sorted(stored))} of every pair, wanted "
             f"{', '.join(sorted(wanted))}: {remedy}"
         )
-    if found["x1"].shape[1:] != shape:
+    if stored["x1"].shape[1:] != shape:
         raise UserError(
-            f"{store.folder} holds points of shape {tuple(found['x1'].shape[1:])}, wanted "
+            f"{store.folder} holds points of shape {tuple(stored['x1'].shape[1:])}, wanted "
             f"{shape}: {remedy}"
         )
 
 
 @dataclass(frozen=True)
 class PairCheck:
-    """What can be seen of pairs before anything is trained on them.
+    """Measures of pairs before anything is trained on them.
 
     Attributes:
         mean: of the source points, per dimension, largest in size; 0 for standard noise.
@@ -285,7 +285,7 @@ def check_pairs(x0: Points, x1: Points) -> PairCheck:
 
 
 def _normality(x: Points) -> float:
-    """How far mean and covariance are from those of standard noise, squared, a dimension."""
+    """The squared distance of mean and covariance from those of standard noise, per dimension."""
     flat = x.flatten(1).double()
     mean = flat.mean(0)
     covariance = (flat - mean).T @ (flat - mean) / max(len(flat) - 1, 1)
@@ -312,8 +312,8 @@ def reflow(
         pairs: x0, x1 and, for a conditional flow, labels.
         config: how to train; `epochs` of `updates` steps each.
         objective: with `coupling=None`; the squared error at uniform times by default.
-        batch_size: pairs a step.
-        updates: steps an epoch.
+        batch_size: pairs per step.
+        updates: steps per epoch.
         hooks: called after every update.
         store: keeps an unfinished training.
         progress: words before the progress bar.
@@ -329,6 +329,9 @@ def reflow(
             f"pairs must be as many source as target points of one shape, got "
             f"{tuple(pairs[0].shape)} and {tuple(pairs[1].shape)}"
         )
+    if not isinstance(field.network, nn.Module):
+        kind = type(field.network).__name__
+        raise UserError(f"the flow's network must be an nn.Module, got {kind}")
     network = deepcopy(field.network)
     draws = Draws(pairs, size=min(batch_size, len(pairs[0])), updates=updates, seed=config.seed)
     fit(network, objective, draws, config, hooks=hooks, store=store, progress=progress)

@@ -66,7 +66,7 @@ class Sinkhorn:
 def plan(
     cost: Float[Tensor, "targets sources"], *, epsilon: float, iterations: int = 100
 ) -> Float[Tensor, "targets sources"]:
-    """n times the plan: a row a target that sums to 1, columns that sum to 1 in the limit.
+    """n times the plan: a row per target that sums to 1, columns that sum to 1 in the limit.
 
     Args:
         cost: of every pair, as many targets as sources.

@@ -8,7 +8,7 @@ ones here move tensors. A velocity is any callable (state, t); `natural_euler`, 
 `DDIM` and `exponential2` step in end points, (x0, x1) at (state, t), and want a
 `rectified.flow.Field`.
 
-    euler           x + dt v                                              1 evaluation a step
+    euler           x + dt v                                              1 evaluation per step
     midpoint        v at the middle                                       2
     heun            mean of v at both ends; the last step is Euler's      2 (2 N - 1 in all)
     rk4             the classical fourth order                            4

@@ -22,7 +22,7 @@ ILL_CONDITIONED = 10.0  # gains above this cost one step visibly, in what was me
 
 
 def terminal_gain(path: AffinePath, predicts: Prediction) -> float:
-    """What an error of the prediction is multiplied by in the target of a first step.
+    """The factor on the prediction's error in the target of a first step.
 
     Args:
         path: that the network was trained on.
@@ -47,7 +47,7 @@ def _bounded(path: AffinePath) -> float:
 
 
 def gain_warning(path: AffinePath, predicts: Prediction) -> str | None:
-    """What to tell a user whose first step is ill-conditioned, with the remedies; else None.
+    """A warning with remedies for a user whose first step is ill-conditioned; else None.
 
     Example:
         >>> from rectified.flow.paths import vp_linear

@@ -53,7 +53,7 @@ class BitLayer(nn.Module):
     activation_bits: int
 
     def latent_weight(self) -> Float[Tensor, "outputs ..."]:
-        """What the sign is taken of."""
+        """The weights before the sign."""
         raise NotImplementedError
 
     def alpha(self) -> Float[Tensor, " outputs"]:

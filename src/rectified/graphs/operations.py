@@ -28,7 +28,7 @@ SIZES = {"shape", "size", "ndim", "dim"}  # attributes and methods that tell the
 
 
 class Trait(Flag):
-    """What is true of an operation in evaluation mode, whatever its arguments are."""
+    """Properties of an operation in evaluation mode, whatever its arguments are."""
 
     ELEMENTWISE = auto()  # each element of the result comes from that element of the inputs alone
     MONOTONE = auto()  # of one input: where that rises, the result does not fall
@@ -228,7 +228,7 @@ def module_of(node: Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
 
 
 def kind_of(node: Node, modules: Mapping[str, nn.Module]) -> Any:
-    """What a node calls: the type of a module, a function, or the name of a method."""
+    """The target of a node: the type of a module, a function, or the name of a method."""
     module = module_of(node, modules)
     return node.target if module is None else type(module)
 

@@ -171,7 +171,7 @@ class Site:
 
 @dataclass
 class LayerTrace:
-    """What stands around one layer.
+    """The surroundings of one layer.
 
     Attributes:
         before: weights of the nearest layers whose output it reads, through activations.
@@ -198,7 +198,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a tensor comes from: the nearest layers, and those since the last activation."""
+    """The origin of a tensor: the nearest layers, and those since the last activation."""
 
     layers: frozenset[str] = frozenset()
     fresh: frozenset[str] = frozenset()

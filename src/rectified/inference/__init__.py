@@ -3,7 +3,7 @@
     small = compact(model, example)            # without the channels that nobody needs
     fast = sparsify(small, example)            # zeros are skipped where that is faster
     packed = pack(binary_model)                # products of signs from xor and popcount
-    save(packed, "packed.safetensors")         # one bit a sign, no zeros
+    save(packed, "packed.safetensors")         # one bit per sign, no zeros
     load("packed.safetensors")
 
 `threads` shares compiled work between cores; `compact`, `sparse` and `bits` are a room each.

@@ -1,4 +1,4 @@
-"""Whether compiled kernels can run here."""
+"""Availability of compiled kernels."""
 
 import importlib.util
 from functools import cache

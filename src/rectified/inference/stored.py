@@ -30,7 +30,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
 
 
 def format_of(path: str | Path) -> str:
-    """What a file says it is; empty if it says nothing. Raises as `read`."""
+    """The format that a file names; empty if it names none. Raises as `read`."""
     return read(path)[1].get("format", "")
 
 

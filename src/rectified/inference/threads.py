@@ -69,7 +69,7 @@ _INT = ir.IntType(64)
 
 
 def _cache_folder() -> Path | None:
-    """Where numba keeps this module's code; some containers have no folder to write to."""
+    """The folder where numba keeps this module's code; some containers have none to write to."""
     try:
         return Path(str(njit(cache=True)(_cache_folder).stats.cache_path))
     except RuntimeError:
@@ -111,7 +111,7 @@ def address(array: NDArray[Any]) -> int:
 @intrinsic
 @no_type_check
 def pointer(typing, address):
-    """What `carray` makes an array of, from an address in bytes."""
+    """A pointer for `carray`, from an address in bytes."""
 
     def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
@@ -378,7 +378,7 @@ def _keep_off_this_core(thread: int) -> None:
 
 
 def _find_core_here() -> Callable[[], int] | None:
-    """What tells the core that the caller is on; None where nothing does, or cores are not ours."""
+    """The C function that gives the caller's core; None without one, or if cores are not ours."""
     if not hasattr(os, "sched_setaffinity"):
         return None
     return getattr(ctypes.CDLL(None), "sched_getcpu", None)
@@ -388,7 +388,7 @@ _core_here = _find_core_here()
 
 
 def _polls_in(seconds: float) -> int:
-    """How often a worker polls the control block in a given time."""
+    """The number of times that a worker polls the control block in a given time."""
     memory = np.zeros(_CONTROL_BLOCK, np.int64)
     _serve(address(memory), 1, 1)
     before = time.perf_counter()
@@ -397,7 +397,7 @@ def _polls_in(seconds: float) -> int:
 
 
 def cores_at_hand() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

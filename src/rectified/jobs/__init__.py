@@ -1,4 +1,4 @@
-"""What `rectified` can do: a row for each verb, and nothing else needs to know the list.
+"""The registry of verbs: a row for each, and nothing else needs to know the list.
 
 A *job* is a study in a run folder (`rectified.jobs.job.Job`); a *tool* works on what jobs leave
 (`rectified.jobs.job.Tool`) or runs them many times (`rectified.jobs.job.Sweeper`). A row says where

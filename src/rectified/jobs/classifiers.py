@@ -23,7 +23,7 @@ from rectified.training import logits_of
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is usually trained.
+    """The usual training of a network.
 
     Attributes:
         build: makes it from `num_classes`, `in_channels`, `image_size` and `norm`.
@@ -314,7 +314,7 @@ def plain_batches(
     Args:
         images: the split.
         data: the set that it is of.
-        size: examples a batch; by default what a CPU's cache, or a GPU, does fastest.
+        size: examples per batch; by default what a CPU's cache, or a GPU, does fastest.
         device: where they are looked at.
     """
     size = size or (500 if device.type == "cpu" else 2500)

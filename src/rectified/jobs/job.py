@@ -35,7 +35,7 @@ DETAILS, PAGE = "details.json", "report.html"
 
 
 class Plan(Protocol):
-    """What `resolve` makes of a config: values, no words to be read again."""
+    """The result of `resolve`: values, no words to be read again."""
 
     @property
     def config(self) -> Any:
@@ -44,7 +44,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """Where a study works.
+    """The run folder of a study, and whether it shows progress.
 
     Attributes:
         folder: its run folder, begun.
@@ -61,10 +61,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found.
+    """The findings of a study.
 
     Attributes:
-        rows: one an arm, seed and point.
+        rows: one per arm, seed and point.
         summary: over seeds.
         verdicts: comparisons, as values (`rectified.statistics.Verdict`).
         more: what the verb alone has in results.json.
@@ -80,7 +80,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Report:
-    """How the results of a verb are shown.
+    """The report of a verb's results.
 
     Attributes:
         title: of the page.
@@ -96,7 +96,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a finished run gives samples.
+    """The maker of a finished run's samples.
 
     Attributes:
         make: from the run and the options of `rectified sample`, `steps` and `out` filled in, to a
@@ -199,7 +199,7 @@ class Results:
 
     @property
     def verb(self) -> str:
-        """What made it."""
+        """The verb that made it."""
         return self.contents["verb"]
 
     @property
@@ -214,7 +214,7 @@ class Results:
 
     @property
     def rows(self) -> Sequence[Row]:
-        """One an arm, seed and point; an undefined number is None."""
+        """One per arm, seed and point; an undefined number is None."""
         return self.contents["rows"]
 
     @property
@@ -239,7 +239,7 @@ class Results:
 
     @property
     def report(self) -> Report:
-        """How it is shown."""
+        """The report that shows it."""
         made_by = jobs.tool_of(self.verb) if self.verb in jobs.TOOLS else self.job
         if isinstance(made_by, Tool):
             raise UserError(f"{self.folder / RESULTS} is of {self.verb}, which leaves no results")
@@ -247,12 +247,12 @@ class Results:
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
-        """What the page shows: what was found, and how it was made."""
+        """The sections of the page: what was found, and how it was made."""
         return (*self.report.sections(self), _origin(self))
 
     @property
     def text(self) -> str:
-        """What the terminal says."""
+        """The text for the terminal."""
         return terminal([section for section in self.sections if section.is_brief])
 
     def network(self) -> nn.Module:
@@ -321,7 +321,7 @@ def perform(job: Job[C, P], config: C, folder: Run, facts: Row, progress: bool) 
 
 
 def contents_of(verb: str, settings: Row, facts: Row, found: Findings) -> dict[str, Any]:
-    """What results.json says."""
+    """The contents of results.json."""
     return {
         "verb": verb,
         "config": dict(settings),

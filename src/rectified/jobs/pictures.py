@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rectified.runs import atomic
 
-_ENLARGED = 64  # pixels a side below which small images are enlarged in whole steps
+_ENLARGED = 64  # pixels per side below which small images are enlarged in whole steps
 
 
 def save_grid(path: Path, images: Float[Tensor, "n channels height width"]) -> None:

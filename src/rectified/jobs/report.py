@@ -20,7 +20,7 @@ from rectified.runs import RESULTS, write_text
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Where the page goes.
+    """The place of the page.
 
     Attributes:
         out: the page to write.
@@ -129,14 +129,14 @@ def _overview(runs: Mapping[str, Results]) -> Table:
 
 
 def _data_of(settings: Mapping[str, Any]) -> Any:
-    """What a run worked on, wherever its verb says that."""
+    """The data of a run, wherever its verb says them."""
     inner = settings.get("settings")
     shared = inner if isinstance(inner, Mapping) else {}
     return settings.get("data") or settings.get("pipeline") or shared.get("data") or ""
 
 
 def _seeds_of(results: Results) -> int | str:
-    """How many there were, as the rows say, or else the settings."""
+    """The number of seeds, as the rows say, or else the settings."""
     of_rows = {str(row["seed"]) for row in results.rows if "seed" in row}
     asked = results.settings.get("seeds")
     return len(of_rows) or (asked if isinstance(asked, int) else "")

@@ -21,7 +21,7 @@ from rectified.training import accelerator
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done, once its settings are known.
+    """The work to do, once its settings are known.
 
     Attributes:
         name: for the folder.
@@ -47,7 +47,7 @@ class Work:
         return cls(f"{verb}-{swept}", whole, sweeper.perform)
 
     def folder(self, out: Path | None, resume: Path | None, *, writer: bool) -> Run:
-        """Where it is done; nothing is made yet.
+        """The folder of the work; nothing is made yet.
 
         Raises:
             UserError: if the folder cannot be used.

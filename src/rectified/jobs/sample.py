@@ -18,7 +18,7 @@ _NOT_EVERYWHERE = ("length", "label", "guidance", "distilled")
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What to generate.
+    """Options of `rectified sample`.
 
     Attributes:
         count: how many samples.

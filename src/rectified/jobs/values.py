@@ -27,7 +27,7 @@ Settings = Any
 
 @dataclass(frozen=True)
 class Between:
-    """What stands between the entries of a list that is written in one word."""
+    """The separator of the entries of a list that is written in one word."""
 
     sign: str
 
@@ -165,7 +165,7 @@ _DESCRIBED: dict[object, str] = {
 
 
 def described(hint: object) -> str:
-    """What an annotation lets a value be.
+    """The values that an annotation allows, in words.
 
     Example:
         >>> described(Literal["sgd", "adam"] | None), described(Numbers)
@@ -186,7 +186,7 @@ def described(hint: object) -> str:
 
 
 def hints_of(config: type) -> dict[str, object]:
-    """What the annotations of a class of settings let values be, by name."""
+    """The annotations of a class of settings, without their listings, by name."""
     hints = get_type_hints(config, include_extras=True)
     return {field.name: _without_listing(hints[field.name]) for field in fields(config)}
 

@@ -1,4 +1,4 @@
-"""What a generative network is told beside its input: the time, and perhaps a class.
+"""Conditions of a generative network beside its input: the time, and perhaps a class.
 
 Classes are numbers from 0; -1 stands for "no class" and has an embedding of its own, so that a
 network trained with some labels dropped can be guided.
@@ -19,7 +19,7 @@ class TimeEmbedding(nn.Module):
     """Sines and cosines of the time at geometric frequencies (Vaswani et al., 2017).
 
     Args:
-        width: numbers a time, even.
+        width: numbers per time, even.
 
     Example:
         >>> TimeEmbedding(8)(torch.zeros(3)).shape

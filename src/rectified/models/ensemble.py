@@ -77,16 +77,16 @@ class Ensemble(nn.Module):
                 value.copy_(stacked[name][number])
 
     def stacked(self, per_model: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack one dict a model, such as masks, under the ensemble's names of parameters.
+        """Stack one dict per model, such as masks, under the ensemble's names of parameters.
 
         Args:
-            per_model: a dict a model: its own parameter name -> tensor; all with the same names.
+            per_model: a dict per model: its own parameter name -> tensor; all with the same names.
 
         Returns:
             Ensemble's parameter name -> tensors, stacked along the first axis.
 
         Raises:
-            UserError: if there is not one dict a model, or their names differ.
+            UserError: if there is not one dict per model, or their names differ.
 
         Example:
             >>> ensemble = Ensemble([nn.Linear(4, 2) for _ in range(3)])

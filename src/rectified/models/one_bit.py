@@ -5,7 +5,7 @@ Two things differ from the usual ones. Each convolution is followed by activatio
     y = norm(activation(conv(x))) + shortcut(x)        and no activation after the sum,
 
 so that what the next convolution takes the sign of has mean zero; and there is a choice of one
-shortcut a block or one a convolution (Bi-Real). With the default `conv=nn.Conv2d` these are the
+shortcut per block or one per convolution (Bi-Real). With the default `conv=nn.Conv2d` these are the
 networks in full precision; pass `conv=BinaryConv2d`, or hand one to `rectified.binary.convert`. The
 first convolution (`stem`) and the classifier are arguments of their own, since they stay in full
 precision by custom.

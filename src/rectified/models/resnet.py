@@ -88,7 +88,7 @@ resnet56 = partial(resnet, 56)
 
 @dataclass(frozen=True)
 class _Layers:
-    """What the network is made of."""
+    """The layers that the network is made of."""
 
     activation: Callable[[], nn.Module]
     conv: Layer
@@ -187,6 +187,6 @@ def _stage(inputs: int, outputs: int, stride: int, blocks: int, layers: _Layers)
 def _fixup_(model: ResNet) -> None:
     blocks = [module for module in model.modules() if isinstance(module, BasicBlock)]
     for block in blocks:
-        # L ** (-1 / (2m - 2)) with m = 2 layers a block (Zhang et al., 2019, section 3).
+        # L ** (-1 / (2m - 2)) with m = 2 layers per block (Zhang et al., 2019, section 3).
         block.conv1.get_parameter("weight").mul_(len(blocks) ** -0.5)
         block.conv2.get_parameter("weight").zero_()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rectified.errors import UserError
 from rectified.models.conditions import Condition
 
-_GROUP = 16  # channels a group of a GroupNorm, where they divide so
+_GROUP = 16  # channels per group of a GroupNorm, where they divide so
 
 
 class UNet(nn.Module):
@@ -24,7 +24,7 @@ class UNet(nn.Module):
     Args:
         in_channels: of an image.
         widths: channels of each level, finest first; every level halves the sides.
-        blocks: residual blocks a level.
+        blocks: residual blocks per level.
         attention: sides (in levels below the finest) at which blocks attend: `(2,)` for the third.
         classes: how many there are; 0 for none.
         heads: of the attention.

@@ -72,7 +72,7 @@ class InvariantPointAttention(nn.Module):
         places: Float[Tensor, "batch residues 3"],
         exists: Float[Tensor, "batch residues"] | None,
     ) -> Nodes:
-        """What each residue has learnt.
+        """The new features of each residue.
 
         Args:
             nodes: features of residues.

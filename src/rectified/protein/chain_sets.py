@@ -103,7 +103,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _fault(atoms: torch.Tensor, rules: ChainRules) -> str:
-    """Why a chain cannot be used; empty if it can."""
+    """The reason why a chain cannot be used; empty if it can."""
     count = len(atoms)
     if not rules.shortest <= count <= rules.longest:
         kind = "short" if count < rules.shortest else "long"

@@ -46,7 +46,7 @@ class Chain:
         name: for messages and files: `1UBQ_A`.
         atoms: N, CA, C, O of each residue, Angstrom.
         index: numbers of the residues, from 1; a gap in them is a gap in the chain.
-        sequence: one letter a residue.
+        sequence: one letter per residue.
         cluster: of similar sequences; chains of cluster -1 stand for themselves.
     """
 
@@ -74,10 +74,10 @@ class ChainBatches:
 
     Args:
         chains: at least one that is long enough.
-        size: chains a batch, at most.
+        size: chains per batch, at most.
         crop: residues that each chain shows; None for whole chains.
         seed: of everything that is drawn.
-        pairs: residue pairs a batch, at most: long chains come in smaller batches.
+        pairs: residue pairs per batch, at most: long chains come in smaller batches.
         transport: whether noise is assigned to the chains of a batch by optimal transport.
         times: law of the times, in [0, 1]; stretched over [0.01, 0.99].
 
@@ -110,7 +110,7 @@ class ChainBatches:
         self.clusters = list(groups.values())
 
     def __len__(self) -> int:
-        """Batches an epoch; the same for every epoch, so that a schedule has a length."""
+        """Batches per epoch; the same for every epoch, so that a schedule has a length."""
         if self.crop is not None:
             return max(1, len(self.clusters) // self._batch(self.crop))
         lengths = sorted(np.mean([len(self.frames[p]) for p in c]) for c in self.clusters)
@@ -173,7 +173,7 @@ class PairBatches:
 
     Args:
         pairs: noise and sample frames, one entry for each length.
-        size: pairs a batch; those of one length together.
+        size: pairs per batch; those of one length together.
         seed: of order, times and coins.
         times: law of the times, in [0, 1].
 
@@ -195,7 +195,7 @@ class PairBatches:
         self.size, self.seed, self.times = size, seed, times
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return sum(max(1, len(noise) // self.size) for noise, _ in self.pairs)
 
     def epoch(self, number: int, /) -> Iterator[Batch]:

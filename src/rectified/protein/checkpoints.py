@@ -91,7 +91,7 @@ class Stub:
 def _rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    """What `torch._utils._rebuild_tensor_v2` does, within the bounds of the storage."""
+    """Do as `torch._utils._rebuild_tensor_v2`, within the bounds of the storage."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     is_beyond = 0 not in size and (last >= len(storage) or math.prod(size) > len(storage))
     if min((offset, *size, *stride)) < 0 or is_beyond:
@@ -164,7 +164,7 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def read_lightning(path: Path) -> dict[str, Any]:
-    """What a Lightning checkpoint holds: tensors and plain values, and stubs for the rest.
+    """Read a Lightning checkpoint: tensors and plain values, and stubs for the rest.
 
     Raises:
         UserError: if the file is no such checkpoint, or is damaged.
@@ -347,7 +347,7 @@ def _filled(sizes: ModelSizes, state: Mapping[str, Tensor], source: Path) -> Flo
 
 
 def metadata(model: FlowModel) -> dict[str, str]:
-    """What a safetensors file of ours says about its weights."""
+    """The metadata of a safetensors file of ours, about its weights."""
     return {"format": "pt", SIZES_KEY: json.dumps(asdict(model.sizes))}
 
 

@@ -1,11 +1,11 @@
-"""What the network is told before it looks at the structure: residues, pairs, time.
+"""Embeddings: the network's inputs beside the structure, of residues, pairs and time.
 
 A residue's features are its number in the chain and the time, as waves of many lengths, and whether
 it moves. A pair's features are those of its two residues, how far apart they are in the chain, and
 in which of 22 bins their distance lies, now and in the last prediction (self-conditioning).
 
 The first layer over a pair's features is linear, so it is evaluated part by part: what depends on
-one residue is computed once a residue, what depends on i - j once for each of the 2 N - 1
+one residue is computed once per residue, what depends on i - j once for each of the 2 N - 1
 differences, and a one-hot bin times a matrix is a look-up of one of its columns. The sum is that of
 the plain product over all 238 features.
 """

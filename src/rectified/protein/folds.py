@@ -45,7 +45,7 @@ def library(name: str) -> Any:
 
 
 def secondary_structure(ca: Float[Tensor, "residues 3"]) -> str:
-    """One letter a residue: a helix, b strand, c coil.
+    """One letter per residue: a helix, b strand, c coil.
 
     Args:
         ca: C-alphas of one unbroken chain, Angstrom.
@@ -135,7 +135,7 @@ def tm_scores(chains: Sequence[Float[Tensor, "residues 3"]]) -> Float[Tensor, "n
 
 
 def diversity(scores: Float[Tensor, "n n"]) -> tuple[float, float]:
-    """How different chains are, from their TM-scores.
+    """The diversity of chains, from their TM-scores.
 
     Returns:
         The mean TM-score of pairs (lower is more diverse), and the number of clusters over that of

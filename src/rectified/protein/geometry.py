@@ -1,4 +1,4 @@
-"""What a backbone looks like in numbers: bonds, angles, torsions, clashes, size.
+"""The geometry of backbones: bonds, angles, torsions, clashes, size.
 
 Atoms come as N, CA, C, ... along the axis before the last, residues along the one before that, and
 any axes of chains in front. Lengths are Angstrom, angles radians. What a real chain has:
@@ -105,7 +105,7 @@ def radius_of_gyration(atoms: Atoms) -> Float[Tensor, "*chains"]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Measures of chains; shares in [0, 1], one value a chain.
+    """Measures of chains; shares in [0, 1], one value per chain.
 
     Attributes:
         ca_bond_valid: CA-CA within 3.8 +- 0.1.

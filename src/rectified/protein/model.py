@@ -9,7 +9,7 @@ update of the pairs. The modules are named so that the published checkpoints loa
     translation   x <- x + R a                  with the rotation before its update
 
 The same function is evaluated with less work. The first layer over a pair's (z, n_i, n_j) is
-W z + (U n)_i + (V n)_j, so that its residue parts are computed once a residue; likewise the last
+W z + (U n)_i + (V n)_j, so that its residue parts are computed once per residue; likewise the last
 layer of the sum of the three and what two layers made of them. Without gradients, pairs are worked
 through some rows at a time, which stay in the cache, and are replaced in place.
 

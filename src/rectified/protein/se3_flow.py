@@ -95,7 +95,7 @@ def training_noise(data: Frames, *, generator: torch.Generator | None = None) ->
 
 
 def interpolate(noise: Frames, data: Frames, t: Float[Tensor, " batch"]) -> Frames:
-    """Frames at time `t` on the way from `noise` to `data`, one time a chain.
+    """Frames at time `t` on the way from `noise` to `data`, one time per chain.
 
     Example:
         >>> one = Frames(torch.zeros(1, 1, 3), torch.tensor([[[1.0, 0, 0, 0]]]))

@@ -40,7 +40,7 @@ _LARGEST_NUMBER, _LARGEST_COORDINATE = 9999, 9999.0  # that the columns of a PDB
 
 @dataclass(frozen=True)
 class ChainRules:
-    """Which chains are good enough to learn from.
+    """Rules for chains that are good enough to learn from.
 
     Attributes:
         shortest: residues, at least.
@@ -271,7 +271,7 @@ def pdb_text(models: Sequence[Float[Tensor, "residues atoms 3"]], *, sequence: s
 
     Args:
         models: N, CA, C, O and, where there is a fifth, CB of each residue, Angstrom.
-        sequence: one letter a residue; alanines by default.
+        sequence: one letter per residue; alanines by default.
 
     Raises:
         UserError: for no model, too many residues, or coordinates that a PDB file cannot hold.

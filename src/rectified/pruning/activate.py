@@ -103,14 +103,14 @@ def activation_scope(model: nn.Module, example: Any, masks: Masks) -> tuple[str,
         >>> activation_scope(model, torch.tensor([[1.0, -1.0]]), masks)
         ('2.weight',)
     """
-    found = trace(model, example, prunable(model))
+    traced = trace(model, example, prunable(model))
     name_of_model = type(bare(model)).__name__
-    if not found.sites:
+    if not traced.sites:
         raise UserError(
             f"{name_of_model} calls no ReLU (or GELU, SiLU): AP wakes dead neurons of such "
             "networks; prune with ap 'off'"
         )
-    layers = found.layers
+    layers = traced.layers
     scope = tuple(
         name
         for name in masks
@@ -132,11 +132,11 @@ def norms_before_relu(model: nn.Module, example: Any) -> tuple[str, ...]:
         >>> norms_before_relu(model, torch.ones(2, 2))
         ('0.weight',)
     """
-    found = trace(model, example, prunable(model))
+    traced = trace(model, example, prunable(model))
     return tuple(
         name
-        for name, layer in found.layers.items()
-        if any(found.sites[site].norm for site in layer.sites)
+        for name, layer in traced.layers.items()
+        if any(traced.sites[site].norm for site in layer.sites)
     )
 
 

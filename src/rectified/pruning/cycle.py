@@ -90,7 +90,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rewind:
-    """What the weights go back to after pruning: `init`, `epoch`, `lr` or `finetune`.
+    """The state that weights go back to after pruning: `init`, `epoch`, `lr` or `finetune`.
 
     Example:
         >>> Rewind.parse("epoch:2")
@@ -278,7 +278,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What stays the same over the cycles of one network."""
+    """The constants over the cycles of one network."""
 
     model: nn.Module
     stages: Sequence[Stage]

@@ -51,7 +51,7 @@ _CACHED = 2**18
 
 @dataclass(frozen=True)
 class SiteCounts:
-    """What was counted at one site.
+    """The counts of one site.
 
     Attributes:
         name: the site, as in `rectified.graphs.sites`.
@@ -74,7 +74,7 @@ class SiteCounts:
 
     @property
     def never_fires(self) -> Bool[Tensor, "*neurons"]:
-        """Which neurons were zero on every example."""
+        """The neurons that were zero on every example."""
         return self.zeros == self.examples
 
 
@@ -86,7 +86,7 @@ class DeadNeurons:
 
     @property
     def examples(self) -> int:
-        """How many examples were seen."""
+        """The number of examples that were seen."""
         return self.sites[0].examples
 
     @property
@@ -291,7 +291,7 @@ def _masked_neurons(
 
 
 def _dead_units(layer: nn.Module, mask: Tensor) -> Tensor:
-    """Which output units of a layer read nothing, shaped to fit one example's output."""
+    """The output units of a layer that read nothing, shaped to fit one example's output."""
     if getattr(layer, "transposed", False):  # (in, out per group, ...)
         groups = mask.unflatten(0, (layer.groups, -1))
         mask = groups.transpose(1, 2).flatten(0, 1)
@@ -300,7 +300,7 @@ def _dead_units(layer: nn.Module, mask: Tensor) -> Tensor:
 
 
 def _masked(site: Site, dead_units: Mapping[str, Tensor]) -> Tensor:
-    """Which neurons of a site are dead by mask: all that feeds them, and no skip input."""
+    """The neurons of a site that are dead by mask: all that feeds them, and no skip input."""
     alive = torch.zeros(site.shape, dtype=torch.bool)
     if not site.sources or not site.sources <= dead_units.keys():
         return alive

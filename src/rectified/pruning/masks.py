@@ -61,13 +61,13 @@ def prunable(model: nn.Module, *, norms: bool = False) -> dict[str, nn.Parameter
         is_norm_or_table = isinstance(owners[module], _NOT_PRUNED)
         return parameter.ndim >= 2 and "weight" in name and not is_norm_or_table
 
-    found = {n: p for n, p in named_weights(model).items() if is_prunable(n, p)}
-    if not found:
+    weights = {n: p for n, p in named_weights(model).items() if is_prunable(n, p)}
+    if not weights:
         raise UserError(
             f"{type(bare(model)).__name__} has no weights to prune: "
             "pass a network with Linear or convolution layers"
         )
-    return found
+    return weights
 
 
 def full_masks(model: nn.Module, *, norms: bool = False) -> Masks:
@@ -77,7 +77,7 @@ def full_masks(model: nn.Module, *, norms: bool = False) -> Masks:
 
 
 def kept(masks: Mapping[str, Tensor]) -> int:
-    """How many weights are kept.
+    """The number of kept weights.
 
     Example:
         >>> kept({"a": torch.tensor([True, False]), "b": torch.tensor([True])})
@@ -87,7 +87,7 @@ def kept(masks: Mapping[str, Tensor]) -> int:
 
 
 def total(masks: Mapping[str, Tensor]) -> int:
-    """How many weights there are, kept or not."""
+    """The number of weights, kept or not."""
     return sum(mask.numel() for mask in masks.values())
 
 
@@ -114,7 +114,7 @@ def prune(
 
     Args:
         masks: which weights are kept now.
-        scores: one tensor a mask, of its shape: higher is kept longer, `inf` is never dropped.
+        scores: one tensor per mask, of its shape: higher is kept longer, `inf` is never dropped.
         fraction: share of the weights kept in `of`, in [0, 1).
         of: the masks that the fraction refers to; `masks` by default.
         scope: `"global"` ranks all layers together; `"layer"` drops the share in every layer
@@ -149,7 +149,7 @@ def prune(
 def droppable(
     masks: Masks, scores: Mapping[str, Tensor], *, scope: str = "global", floor: int = 1
 ) -> int:
-    """How many of the kept weights `prune` may drop: those that nothing protects.
+    """The number of kept weights that `prune` may drop: those that nothing protects.
 
     Raises:
         UserError: as `prune`, for the scores and the scope.

@@ -2,7 +2,7 @@
 
 **Replicas** (data parallel): every process holds all weights, so each could decide alone, and one
 rounding apart would leave two different networks. So `agree` lets rank 0 decide: its masks go to
-all, an eighth of a byte a weight, and a digest is compared afterwards.
+all, an eighth of a byte per weight, and a digest is compared afterwards.
 
 **Shards** (FSDP): every process holds a slice of every weight. `shards` gives the local slices as
 plain tensors, masks are made for these, and `prune_shards` ranks all slices together without
@@ -71,11 +71,11 @@ def digest(masks: Mapping[str, Tensor]) -> str:
         >>> digest({"w": one}) == digest({"w": other})
         False
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, mask in masks.items():
-        found.update(f"{name} {tuple(mask.shape)}".encode())
-        found.update(mask.to("cpu", torch.uint8).contiguous().numpy().tobytes())
-    return found.hexdigest()
+        hashed.update(f"{name} {tuple(mask.shape)}".encode())
+        hashed.update(mask.to("cpu", torch.uint8).contiguous().numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def shards(model: nn.Module) -> dict[str, Tensor]:
@@ -157,11 +157,11 @@ def _protect_best(
     rank = 0 if group is None else dist.get_rank(group)
     guarded = {}
     for place, (name, score) in enumerate(kept.items()):
-        found = torch.stack([one[place] for one in everywhere])
-        bound = found.flatten().topk(floor).values[-1]
+        highest = torch.stack([one[place] for one in everywhere])
+        bound = highest.flatten().topk(floor).values[-1]
         # ties: the processes behind this one come first, being last in position
-        behind = int((found[rank + 1 :] == bound).sum())
-        ties = floor - int((found > bound).sum()) - behind
+        behind = int((highest[rank + 1 :] == bound).sum())
+        ties = floor - int((highest > bound).sum()) - behind
         equal = ((score == bound) & (score > -math.inf)).nonzero().squeeze(1)
         chosen = score > bound
         chosen[equal[max(0, len(equal) - max(0, ties)) :]] = True
@@ -171,8 +171,8 @@ def _protect_best(
 
 def _best(score: Tensor, count: int) -> Tensor:
     """The `count` largest, filled up with -inf."""
-    found = score.topk(min(count, score.numel())).values
-    return torch.nn.functional.pad(found, (0, count - len(found)), value=-math.inf)
+    highest = score.topk(min(count, score.numel())).values
+    return torch.nn.functional.pad(highest, (0, count - len(highest)), value=-math.inf)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ numbers flipped, order as the floats do. One pass counts the leading 16 bits of 
 65 536 bins; the bin that holds rank k is known from the counts; the next pass counts the following
 16 bits of that bin's scores only. Two passes end at one float32, four at one float64. The only
 extra memory is 1/2 MiB of counts and what a chunk of 2^20 scores needs. Counts of several processes
-add up, so each process may hold its own shard: 1/2 MiB travels a pass, and no score does.
+add up, so each process may hold its own shard: 1/2 MiB travels per pass, and no score does.
 
 Conventions: ranks start at 1; masks are `True` where an entry takes part; -0.0 equals +0.0;
 float16 and bfloat16 count as float32, which holds them exactly; equal scores keep the order of the
@@ -249,7 +249,7 @@ def _shares_of_ties(
     floats: torch.dtype,
     group: dist.ProcessGroup | None,
 ) -> list[int]:
-    """How many of the first `ties` entries equal to `bound` each tensor of this process drops."""
+    """The number of the first `ties` entries equal to `bound` that each tensor here drops."""
     mine = torch.tensor([_count_ties(part, bound, floats) for part in parts], dtype=torch.int64)
     if group is None:
         size, rank = 1, 0

@@ -70,7 +70,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Sheet:
-    """What there is to draw on, in SVG units (about pixels)."""
+    """The area to draw on, in SVG units (about pixels)."""
 
     width: int
     height: int
@@ -80,7 +80,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What to draw on either sheet: `draw` returns the marks for the legend; and the words."""
+    """A drawing for either sheet: `draw` returns the marks for the legend; and the words."""
 
     draw: "Callable[[Axes, Sheet], Sequence[Any]]"
     names: Sequence[str]
@@ -160,7 +160,7 @@ def _name_colours(tag: str) -> str:
 
 
 def _printable(label: str) -> str:
-    """What XML cannot hold is replaced, so that no name can spoil a whole report."""
+    """Replace what XML cannot hold, so that no name can spoil a whole report."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in label)
 
 

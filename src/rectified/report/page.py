@@ -26,7 +26,7 @@ class Text:
     """Paragraphs of running text.
 
     Args:
-        paragraphs: one string a paragraph.
+        paragraphs: one string per paragraph.
     """
 
     paragraphs: tuple[str, ...]
@@ -55,7 +55,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Column:
-    """What stands in a column of a table, and how its numbers are written.
+    """A column of a table, and how its numbers are written.
 
     Args:
         name: the head.
@@ -102,7 +102,7 @@ class Table:
     Args:
         title: the caption.
         columns: what stands in them; a text is a column of that name.
-        rows: as many values a row as there are columns.
+        rows: as many values per row as there are columns.
         note: a remark below the table.
 
     Raises:
@@ -221,7 +221,7 @@ class Structures:
 
 
 Part = Text | Verdict | Table | Figure | KeyValues | Code | Structures
-"""What a section holds."""
+"""The parts of a section."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Series:
     Args:
         label: its name in the legend.
         x: positions.
-        y: a value a position; `None` leaves a gap.
+        y: a value per position; `None` leaves a gap.
         low: the lower end of the interval at each position.
         high: the upper end.
 
@@ -131,7 +131,7 @@ def bars(
 
     Args:
         labels: what the bars are for, from the top down: the layers of a network.
-        groups: name -> one value a label; `None` leaves a gap.
+        groups: name -> one value per label; `None` leaves a gap.
         title: what is shown, above the figure.
         x_label: name and unit of the values.
         alt: what the figure says, in words.

@@ -32,7 +32,7 @@ def viewer() -> str:
 
 
 def trace(text: str) -> str:
-    """A PDB file's C-alphas as an SVG: one line a bond, seen along the shortest principal axis.
+    """A PDB file's C-alphas as an SVG: one line per bond, seen along the shortest principal axis.
 
     Example:
         >>> row = "ATOM      1  CA  ALA A   1    {:8.3f}{:8.3f}{:8.3f}  1.00  0.00           C"

@@ -2,7 +2,7 @@
 
     config.yaml        all settings, resolved; `--config` and `--resume` read it back
     environment.json   versions, machine, command
-    metrics.jsonl      one JSON object an event, as they happen
+    metrics.jsonl      one JSON object per event, as they happen
     results.json       rows and summary; written last, so a folder that has it is finished
     model.safetensors  weights
     README.md          the model's card, in the Hub's format, where there are weights

@@ -98,7 +98,7 @@ class FileStore:
         self.writer = writer
 
     def load(self) -> Any | None:
-        """What was saved, or None."""
+        """The saved state, or None."""
         return load_tree(self.path) if self.path.exists() else None
 
     def save(self, state: Any, /) -> None:

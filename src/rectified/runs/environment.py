@@ -11,14 +11,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("rectified", "torch", "numpy", "scipy", "scikit-learn", "accelerate", "safetensors")
+from rectified import __version__
+
+_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "accelerate", "safetensors")
 
 
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this process."""
     import torch
 
-    versions = {}
+    versions = {"rectified": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)

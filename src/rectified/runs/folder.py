@@ -15,14 +15,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rectified import __version__
 from rectified.errors import UserError
-from rectified.files import TEMPORARY, plain, read_tensors, to_json, write_tensors, write_text
+from rectified.files import (
+    TEMPORARY,
+    plain,
+    read_json,
+    read_tensors,
+    to_json,
+    write_tensors,
+    write_text,
+)
 from rectified.runs.card import card
 from rectified.runs.checkpoint import FileStore
 from rectified.runs.results import RESULTS
 from rectified.runs.settings import CONFIG, write_config
 
 METRICS, WEIGHTS, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint"
+ENVIRONMENT = "environment.json"
 _LOCK = ".lock"
 
 
@@ -76,6 +86,7 @@ class Run:
         if self.resume and not own:
             raise UserError(f"nothing to resume in {path}: it has no {CONFIG}")
         if self.resume:
+            _see_that_draws_are_ours(path)
             drop_checkpoint(path)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: give --out a folder that is new or empty")
@@ -146,8 +157,8 @@ class Run:
             _remove(stale)
         if not self.resume:
             write_config(self.path / CONFIG, verb, config)
-        if not (self.path / "environment.json").exists():
-            write_text(self.path / "environment.json", to_json(environment, indent=2))
+        if not (self.path / ENVIRONMENT).exists():
+            write_text(self.path / ENVIRONMENT, to_json(environment, indent=2))
         self.log({"event": "resume" if self.resume else "start", "verb": verb})
 
     def _empty(self) -> None:
@@ -265,3 +276,21 @@ def default_path(verb: str, data: str) -> Path:
     name = "".join(c if c.isalnum() else "_" for c in Path(data).name) or "data"
     base = Path("runs") / f"{verb}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return base if not base.exists() else base.with_name(f"{base.name}-{os.getpid()}")
+
+
+def _see_that_draws_are_ours(path: Path) -> None:
+    """Refuse to go on with a run of a version that draws other random numbers.
+
+    Raises:
+        UserError: if the run is of another minor version; one that does not say is gone on with.
+    """
+    try:
+        facts = read_json(path / ENVIRONMENT)
+        began = str(facts["packages"]["rectified"])
+    except (UserError, LookupError, TypeError):
+        return
+    if began.split(".")[:2] != __version__.split(".")[:2]:
+        raise UserError(
+            f"{path} was begun by rectified {began}, which draws other random numbers than "
+            f"{__version__}: go on with it there, or begin anew with --config {path / CONFIG}"
+        )

@@ -21,23 +21,23 @@ def read_results(path: Path) -> dict[str, Any]:
         UserError: if the run is not finished, or its file is damaged.
     """
     file = path / RESULTS
-    found = read_json(file)
+    contents = read_json(file)
     needed = {"verb", "config", "environment", "rows", "summary"}
-    missing = needed - set(found if isinstance(found, dict) else ())
+    missing = needed - set(contents if isinstance(contents, dict) else ())
     if missing:
         raise UserError(f"{file} lacks {', '.join(sorted(missing))}: it is not a run's results")
     kinds = {"verb": str, "config": dict, "environment": dict, "rows": list, "summary": list}
     for name, kind in kinds.items():
-        if not isinstance(found[name], kind):
+        if not isinstance(contents[name], kind):
             raise UserError(f"{file} is damaged ({name} is no {kind.__name__})")
     for name in ("rows", "summary"):
-        if not all(isinstance(row, dict) for row in found[name]):
+        if not all(isinstance(row, dict) for row in contents[name]):
             raise UserError(f"{file} is damaged (an entry of {name} is no dict)")
-    return found
+    return contents
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file of a finished run holds.
+    """The contents of a JSON file of a finished run.
 
     Raises:
         UserError: if there is no such file, or it is damaged.

@@ -26,19 +26,19 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
         UserError: if there is no such file, or it is not one of ours.
     """
     try:
-        found = _load_yaml(path.read_text(encoding="utf-8"))
+        settings = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"no settings at {path} ({error.strerror}): give the {CONFIG} of an earlier run"
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a YAML file of settings ({first_line(error)})") from error
-    if not isinstance(found, dict) or not isinstance(found.get("verb"), str):
+    if not isinstance(settings, dict) or not isinstance(settings.get("verb"), str):
         raise UserError(f"{path} is not a run's {CONFIG}: it does not say which verb it is for")
-    if not all(isinstance(name, str) for name in found):
+    if not all(isinstance(name, str) for name in settings):
         raise UserError(f"{path} is not a run's {CONFIG}: a setting's name is no text")
-    verb = found.pop("verb")
-    return verb, found
+    verb = settings.pop("verb")
+    return verb, settings
 
 
 def _load_yaml(text: str) -> Any:

@@ -2,7 +2,7 @@
 
     network = ScatteringNetwork([Layer(wavelets(J=3), modulus, average(2)),
                                  Layer(weyl_heisenberg(8), tanh, average(2))], grid=(64, 64))
-    features = network(images)                      # one tensor a depth
+    features = network(images)                      # one tensor per depth
     bounds.network_constant(network)                # it cannot move further than its input
 
 Any frame, any Lipschitz non-linearity, any Lipschitz pooling, another one in every layer; signals

@@ -25,7 +25,7 @@ from rectified.scattering.windows import Grid
 
 
 def separable(J: int = 2, taps: int | Sequence[float] = 2) -> Frame:
-    """The undecimated separable wavelet transform: 2^d - 1 filters a scale, tight.
+    """The undecimated separable wavelet transform: 2^d - 1 filters per scale, tight.
 
     Args:
         J: scales, at least 1.

@@ -32,7 +32,7 @@ _ASYMMETRY = 100  # rounding errors that the response of a real filter may have
 
 @dataclass(frozen=True)
 class Atom:
-    """Where a filter looks.
+    """The place of a filter in frequency.
 
     Attributes:
         scale: octaves of its centre below the Nyquist frequency; None where it has no centre.
@@ -51,7 +51,7 @@ class FilterBank:
         output: the response of chi.
         filters: the responses of the g_l; a bank that takes each map alone has one channel.
         half: whether the bank is for real signals alone.
-        atoms: what each filter is, one a filter.
+        atoms: what each filter is, one per filter.
 
     Raises:
         UserError: if the shapes do not fit, a value is not finite, or a half bank mixes channels.
@@ -99,7 +99,7 @@ class FilterBank:
 
     @property
     def channels(self) -> int:
-        """How many maps a filter takes."""
+        """The number of maps that a filter takes."""
         return self.filters.shape[1]
 
     def littlewood_paley(self, weight: float | Tensor = 1.0) -> Float[Tensor, "*grid"]:
@@ -150,7 +150,7 @@ class FilterBank:
         return (squares[..., -1] if is_deep else torch.zeros_like(largest)), largest
 
     def _seen(self, energy: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
-        """What real signals see of it, if the bank is for them alone."""
+        """The part of it that real signals see, if the bank is for them alone."""
         return (energy + mirrored(energy, len(self.grid))) / 2 if self.half else energy
 
     def to(self, device: torch.device, dtype: torch.dtype) -> FilterBank:
@@ -193,7 +193,7 @@ class FilterBank:
 
 
 Frame = Callable[[Grid], FilterBank]
-"""What gives a filter bank for any grid: the semi-discrete frame of the theory."""
+"""A maker of filter banks for any grid: the semi-discrete frame of the theory."""
 
 
 def complemented(

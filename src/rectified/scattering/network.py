@@ -48,7 +48,7 @@ def features(
         dimensions: of the grid, the last axes of x.
 
     Returns:
-        One tensor a depth, from 0 to the number of layers.
+        One tensor per depth, from 0 to the number of layers.
 
     Raises:
         UserError: if x has NaN, or does not fit the layers.
@@ -67,7 +67,7 @@ class ScatteringNetwork(nn.Module):
 
     Args:
         layers: any number.
-        grid: of the input, one size an axis.
+        grid: of the input, one size per axis.
         last: the frame whose output filter ends the network, `lowpass(1)` if not given.
 
     Attributes:
@@ -132,7 +132,7 @@ class ScatteringNetwork(nn.Module):
         return [maps for maps, _ in self._propagate(x)]
 
     def count_paths(self, depth: int, channels: int = 1) -> int:
-        """How many paths there are at a depth, for a number of channels."""
+        """The number of paths at a depth, for a number of channels."""
         count = channels
         for bank, kept in zip(self.banks[:depth], self.kept, strict=False):
             count = count // bank.channels * len(bank.filters) if kept is None else len(kept[0])
@@ -156,7 +156,7 @@ class ScatteringNetwork(nn.Module):
         return self._placed[key]
 
     def _chunk(self, channels: int) -> int:
-        """How many signals go through at once."""
+        """The number of signals that go through at once."""
         sizes = [
             self.count_paths(depth + 1, channels) * math.prod(bank.grid)
             for depth, bank in enumerate(self.banks[:-1])

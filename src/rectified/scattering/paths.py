@@ -1,4 +1,4 @@
-"""Which feature is which path, how much energy it holds, and which paths one can do without.
+"""Paths of features: their order, the energy that they hold, and those one can do without.
 
 Dropping paths of depth n whose maps hold the energy e_n, with all that would have followed them,
 changes the features by at most

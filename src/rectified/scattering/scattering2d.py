@@ -50,7 +50,7 @@ class Scattering2D(nn.Module):
         L: orientations in half a turn.
         max_order: 1 or 2.
         pre_pad: whether images come padded already to the size in `padded`.
-        out_type: `array` gives one tensor, `list` a dict a path with its tensor under `coef`.
+        out_type: `array` gives one tensor, `list` a dict per path with its tensor under `coef`.
 
     Raises:
         UserError: if an argument breaks its rule.

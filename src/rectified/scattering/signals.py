@@ -205,7 +205,7 @@ class Deformation:
     """x -> x - tau(x), tau a vector of trigonometric polynomials.
 
     Args:
-        parts: one an axis, of largest length 1 together.
+        parts: one per axis, of largest length 1 together.
         size: sup |tau|, in periods.
     """
 
@@ -240,7 +240,7 @@ class Deformation:
         return 2 * self.size * float(max(entries)) * _SLACK
 
 
-_FINE = 256  # points an axis on which suprema of slow waves are taken
+_FINE = 256  # points per axis on which suprema of slow waves are taken
 _SLACK = 1.001  # what a wave of at most 4 periods can add between them: (pi * 4 / 256)^2 / 2
 
 

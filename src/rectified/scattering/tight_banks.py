@@ -13,7 +13,7 @@ squares of all responses sum to one in every bin of every grid, so A = B = 1 to 
 
 `symmetry` says what the filters are in space:
 
-    full   complex, one a wedge: tight for every signal
+    full   complex, one per wedge: tight for every signal
     half   complex, one of two opposite wedges, times sqrt(2): tight for real signals, half the work
     real   both opposite wedges in one: real and even filters, tight for every signal
 
@@ -296,7 +296,7 @@ def _weyl_heisenberg_on(grid: Grid, *, K: int, symmetry: Symmetry) -> FilterBank
 
 
 def _tile(axes: list[list[Tensor]], tile: tuple[int, ...]) -> Float[Tensor, "*grid"]:
-    """The square of the tensor product of one window an axis."""
+    """The square of the tensor product of one window per axis."""
     windows = [axis[k] ** 2 for axis, k in zip(axes, tile, strict=True)]
     grids = torch.meshgrid(*windows, indexing="ij")
     return torch.stack(grids).prod(0)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Grid = tuple[int, ...]
-"""Sizes of a periodic grid, one an axis."""
+"""Sizes of a periodic grid, one per axis."""
 
 
 def meyer(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

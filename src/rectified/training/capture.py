@@ -11,7 +11,7 @@ side by side, so that they fill the GPU. The architecture is any: each network k
     at + 1
 
 The steps are those of `fit`: the same batches, rates and optimisers in the same order, and losses
-that are read once an epoch. Warming up and capturing change nothing: all state is put back.
+that are read once per epoch. Warming up and capturing change nothing: all state is put back.
 
 What a graph cannot hold is refused (`CannotCapture`), to be trained by `fit`: networks that draw at
 random, moving averages, several processes, batches of changing size, operations for which the host
@@ -294,7 +294,7 @@ class Steps:
             torch._foreach_zero_(self.summed)
 
     def _put_back(self, memories: dict[tuple[int, Tensor, str], Tensor]) -> None:
-        """What an optimiser first remembered inside becomes 0, from which it begins."""
+        """Put back optimisers' memories; what they first remembered inside becomes 0."""
         for number, optimizer in enumerate(self.optimizers):
             for parameter, memory in optimizer.state.items():
                 for name, value in memory.items():

@@ -25,7 +25,7 @@ def evaluate(
 
     Args:
         model: any network; its mode is put back.
-        quality: gives one value an example, by name, for a batch.
+        quality: gives one value per example, by name, for a batch.
         batches: each example once; a short last batch counts by its size.
         device: auto, cpu or cuda.
 

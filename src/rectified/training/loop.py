@@ -28,7 +28,7 @@ _SAVE_EVERY_SECONDS = 20.0  # what a kill may cost; saving a small network takes
 
 @dataclass
 class TrainingState:
-    """Where a training stands, for the next `fit` to go on from.
+    """The state of a training, for the next `fit` to go on from.
 
     Attributes:
         optimizer: the optimiser's `state_dict`, or None for a fresh one.
@@ -126,7 +126,7 @@ def _agree_on_buffers(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class _Loop:
-    """What stays the same over the updates of one `fit`."""
+    """The constants over the updates of one `fit`."""
 
     model: nn.Module
     wrapped: nn.Module  # the same weights, compiled or shared with other processes

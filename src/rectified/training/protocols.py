@@ -22,7 +22,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Batches(Protocol):
-    """Training data: `len` batches an epoch, the same ones for the same epoch's number."""
+    """Training data: `len` batches per epoch, the same ones for the same epoch's number."""
 
     def __len__(self) -> int: ...
 
@@ -31,7 +31,7 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Store(Protocol):
-    """Where an unfinished training is kept: nested dicts of tensors and plain values."""
+    """The store of an unfinished training: nested dicts of tensors and plain values."""
 
     def load(self) -> dict[str, Any] | None: ...
 
@@ -40,7 +40,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """What a hook sees after an update.
+    """The view that a hook gets after an update.
 
     Attributes:
         number: of this update, from 1, over the whole training.

@@ -1,4 +1,4 @@
-"""How to train: settings as a value, checked where it is made."""
+"""Settings of a training: a value, checked where it is made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rectified.errors import UserError, choose
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to train.
+    """Settings of a training.
 
     Attributes:
         epochs: passes over the data.

@@ -308,7 +308,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_results(tmp_path, monkeypatc
 def test_kills_at_random_moments_change_no_number(monkeypatch):
     """Real kills (SIGKILL) of real processes."""
     small = f"diffusion --data moons --no-control --seed 0 {FAST}"
-    monkeypatch.setattr(kill, "VERBS", {"diffusion": small})
+    monkeypatch.setattr(kill, "ROWS", {"diffusion": kill.Row(small)})
     with quick_studies():
         found = kill.killed("diffusion", 2, seed=0)
     assert found["kills"] == 2

@@ -172,7 +172,7 @@ def test_the_network_of_a_run_is_the_one_that_it_is_about(study):
     network = open_run(study[0]).network()
     x = torch.randn(5, 2)
     field, _ = load_field(study[0] / "model.safetensors")
-    assert torch.equal(network(x, torch.zeros(5)), field.module(x, torch.zeros(5)))
+    assert torch.equal(network(x, torch.zeros(5)), field.network(x, torch.zeros(5)))
 
 
 # ---- verdicts

@@ -163,7 +163,7 @@ def test_noise_on_a_path_of_large_gain_is_warned_of(tmp_path, capsys):
 
 @quick
 def test_renoise_where_it_is_not_safe_is_warned_of(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "RENOISE_GAP", 0.0)
+    monkeypatch.setattr("rectified.jobs.flow.warnings.RENOISE_GAP", 0.0)
     results = run(tmp_path / "run", "--solver renoise --rounds 1 --steps 1,9")
     assert any("no consistent solver" in words for words in results["warnings"])
     assert any("worse with more than 8 steps" in words for words in results["warnings"])

@@ -1,4 +1,4 @@
-"""What `rectified toy` can be told, and what it means."""
+"""Settings of `rectified toy`, and what they mean."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -50,7 +50,7 @@ class TwiceConfig(ToyConfig):
 
 @dataclass(frozen=True)
 class ToyPlan:
-    """What a run does.
+    """The plan of a run.
 
     Attributes:
         config: the settings, filled in.

@@ -14,6 +14,7 @@ class ApproxSign(Surrogate):
         section 3.3.
 
     Example:
+        >>> import torch
         >>> ApproxSign().slope(torch.tensor([-2.0, -0.25, 0.0])).tolist()
         [0.0, 1.5, 2.0]
     """

@@ -22,7 +22,7 @@ Number = float | int  # run-time checks of types know no numeric tower
 
 
 class Surrogate(nn.Module):
-    """What the estimators share: state in buffers, and a slope that can be normalised.
+    """Base of the estimators: state in buffers, and a slope that can be normalised.
 
     A call binarizes: `ReSTE()(x)` is `binarize(x, ReSTE())`. Assigning a number to a part of the
     state fills it: `estimator.o = 2.0`.
@@ -61,7 +61,7 @@ class Surrogate(nn.Module):
         raise NotImplementedError
 
     def slope(self, x: Values, /) -> Values:
-        """What the backward pass multiplies by."""
+        """The factor of the backward pass."""
         slope = self.derivative(x)
         # all slopes zero: nothing to normalise, and no gradient either
         return slope / positive(slope.mean()) if self.normalize_gain else slope

@@ -132,7 +132,7 @@ def pipeline_field(
     """
     schedule = read_schedule(pipeline.scheduler)
     if takes_prompts(pipeline) and not prompts:
-        raise UserError("this pipeline makes pictures from texts: give it prompts, one a line")
+        raise UserError("this pipeline makes pictures from texts: give it prompts, one per line")
     if prompts and not takes_prompts(pipeline):
         raise UserError("this pipeline has no text encoder: leave out the prompts")
     texts = Prompts(prompts, encoder(pipeline)) if prompts else None
@@ -199,7 +199,7 @@ def save_pipeline(pipeline: Any, unet: Any, schedule: Schedule, folder: Path) ->
 
 @contextlib.contextmanager
 def _told_by_number() -> Iterator[None]:
-    """What safetensors says of a full disk, as the exception that Python has for it."""
+    """Turn safetensors' error into the OSError whose number its message names."""
     from safetensors import SafetensorError
 
     try:

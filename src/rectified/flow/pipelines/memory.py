@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Budget:
-    """How many examples are worked on at once.
+    """The number of examples that are worked on at once.
 
     Args:
         size: to begin with, at least 1.

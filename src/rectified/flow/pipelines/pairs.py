@@ -101,10 +101,10 @@ def make_pipeline_pairs(
         x0 = noise_like((count, *shape), seed)
         first = (seed - store.seed) * store.shard
         labels = (first + torch.arange(count)) % prompts if prompts else None
-        found = budget.over(count, lambda rows: sampled(x0, labels, rows))
-        kept = torch.isfinite(found.flatten(1)).all(1)
-        found[~kept] = 0.0
-        shard = {"x1": found, "kept": kept}
+        samples = budget.over(count, lambda rows: sampled(x0, labels, rows))
+        kept = torch.isfinite(samples.flatten(1)).all(1)
+        samples[~kept] = 0.0
+        shard = {"x1": samples, "kept": kept}
         return shard if labels is None else {**shard, "prompt": labels}
 
     def sampled(x0: Tensor, labels: Tensor | None, rows: slice) -> Tensor:
@@ -128,8 +128,8 @@ class PipelineBatches:
 
     Args:
         store: filled.
-        size: pairs a batch.
-        updates: batches an epoch; shards come in another order in every epoch.
+        size: pairs per batch.
+        updates: batches per epoch; shards come in another order in every epoch.
         seed: of the order.
         with_noise: batches are (x0, x1, prompt); without, (x1, prompt): samples as data.
     """
@@ -150,7 +150,7 @@ class PipelineBatches:
         self.with_noise = with_noise
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return self.updates
 
     def epoch(self, number: int) -> Iterator[Batch]:

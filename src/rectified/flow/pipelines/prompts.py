@@ -85,29 +85,29 @@ def _without_autocast() -> Iterator[None]:
 
 
 def encoder(pipeline: Any) -> Callable[[list[str | None]], Embedding]:
-    """What a Stable Diffusion or Stable Diffusion XL pipeline makes of texts."""
+    """The text encoder of a Stable Diffusion or Stable Diffusion XL pipeline."""
     is_xl = hasattr(pipeline, "text_encoder_2")
     zeros = is_xl and pipeline.config.get("force_zeros_for_empty_prompt", False)
 
     def encode(texts: list[str | None]) -> Embedding:
         words = [text or "" for text in texts]
-        found = pipeline.encode_prompt(
+        encoded = pipeline.encode_prompt(
             prompt=words,
             device=pipeline.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
         )
-        rows = {"encoder_hidden_states": found[0]}
+        rows = {"encoder_hidden_states": encoded[0]}
         if is_xl:
-            rows["text_embeds"] = found[2]
+            rows["text_embeds"] = encoded[2]
         if zeros:  # what the pipeline's own guidance takes for no prompt
-            empty = torch.tensor([text is None for text in texts], device=found[0].device)
+            empty = torch.tensor([text is None for text in texts], device=encoded[0].device)
             rows = {
                 name: value.masked_fill(empty.reshape(-1, *(1,) * (value.ndim - 1)), 0.0)
                 for name, value in rows.items()
             }
         if is_xl:
-            rows["time_ids"] = _sizes(pipeline, found[2]).expand(len(texts), -1)
+            rows["time_ids"] = _sizes(pipeline, encoded[2]).expand(len(texts), -1)
         return rows
 
     return encode
@@ -123,7 +123,7 @@ def _sizes(pipeline: Any, pooled: Tensor) -> Tensor:
 
 
 def read_prompts(source: Path) -> tuple[str, ...]:
-    """Prompts from a text file, one a line; empty lines are passed over.
+    """Prompts from a text file, one per line; empty lines are passed over.
 
     Raises:
         UserError: if there is no such file, or nothing in it.
@@ -133,9 +133,9 @@ def read_prompts(source: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(
-            f"prompts cannot be read from {source} ({reason}): give a text file, one prompt a line"
+            f"prompts cannot be read from {source} ({reason}): give a text file, a prompt per line"
         ) from error
     texts = tuple(line.strip() for line in lines if line.strip())
     if not texts:
-        raise UserError(f"{source} holds no prompts: write one a line")
+        raise UserError(f"{source} holds no prompts: write one per line")
     return texts

@@ -1,4 +1,4 @@
-"""What a scheduler of diffusers says, as a path and a prediction; and schedulers for a student.
+"""Schedulers of diffusers as a path and a prediction; and schedulers for a student.
 
 diffusers counts noise levels: k = 0 the cleanest of N, k = N - 1 the noisiest. Here level k
 stands at t = 1 - (k + 1) / N: noise is t = 0, and t = 1, clean data, one level below the lowest.
@@ -66,7 +66,7 @@ class Schedule:
 
 
 def level(t: Float[Tensor, " batch"], levels: int) -> Float[Tensor, " batch"]:
-    """What a network of diffusers is told at time t: N (1 - t) - 1, but at least 0.
+    """The noise level that a network of diffusers gets at time t: N (1 - t) - 1, but at least 0.
 
     Times that stand for a whole level up to their rounding give that level exactly.
 
@@ -113,7 +113,7 @@ def read_schedule(scheduler: Any) -> Schedule:
 
 
 CHANGES = ("keep", "linear", "flow")
-"""What a student may do with its teacher's schedule."""
+"""Ways for a student to treat its teacher's schedule."""
 
 
 def changed(schedule: Schedule, change: str, predict: str = "keep") -> Schedule:

@@ -21,7 +21,7 @@ PANEL = 32
 
 
 def words_for(channels: int) -> int:
-    """How many words hold so many signs.
+    """The number of words that hold so many signs.
 
     Example:
         >>> words_for(64), words_for(65)
@@ -73,7 +73,7 @@ def weight_to_panels(
 def panels_to_weight(
     panels: Int64[Tensor, "panels words 32"], outputs: int, inputs: int, kernel: tuple[int, ...]
 ) -> Float[Tensor, "outputs inputs *kernel"]:
-    """What `weight_to_panels` packed, as -1.0 and +1.0.
+    """Unpack what `weight_to_panels` packed, to -1.0 and +1.0.
 
     Example:
         >>> weight = torch.randn(5, 70, 3, 3)

@@ -33,7 +33,7 @@ from rectified.inference.threads import CACHED, job, pointer
 
 
 def lanes(features: str) -> int:
-    """How many 64-bit words one vector holds on a CPU with these LLVM features.
+    """The number of 64-bit words in one vector of a CPU with these LLVM features.
 
     Example:
         >>> lanes("+avx2,+fma"), lanes("+avx2,+avx512f")
@@ -430,7 +430,7 @@ _bits_unit = _unit_of(_bits_strip, False)
 @njit(nogil=True, cache=CACHED)
 @no_type_check
 def _divided(plan):
-    """How many blocks down, across, and panels there are."""
+    """The numbers of blocks down, of blocks across, and of panels."""
     down = (plan[OUT_ROWS] + plan[BLOCK_ROWS] - 1) // plan[BLOCK_ROWS]
     across = (plan[OUT_COLUMNS] + plan[BLOCK_COLUMNS] - 1) // plan[BLOCK_COLUMNS]
     return down, across, (plan[OUTPUTS] + PANEL - 1) // PANEL

@@ -1,4 +1,4 @@
-"""What packed layers call: compiled kernels where numba is, else the same numbers from PyTorch.
+"""Operations of packed layers: compiled kernels where numba is, else PyTorch with the same results.
 
 Each operation is a `torch.library` operator, `rectified::binary_*`, that `torch.compile` and
 `torch.export` take as it is. Called eagerly they skip the operator: its dispatch takes longer than

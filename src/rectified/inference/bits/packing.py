@@ -51,7 +51,7 @@ QUIET = 16_000_000  # float operations, a tenth of a millisecond or two of one c
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """How a 1-bit layer runs.
+    """The way in which a 1-bit layer runs.
 
     Attributes:
         name: its path in the network.
@@ -158,7 +158,7 @@ def _check(model: nn.Module) -> None:
 
 
 def reason_for_float(layer: BitLayer) -> str:
-    """Why the kernels do not take a layer; empty if they do.
+    """The reason why the kernels do not take a layer; empty if they do.
 
     Example:
         >>> from rectified.binary import BinaryConv2d
@@ -238,7 +238,7 @@ def _layer(layer: BitLayer) -> nn.Module:
 
 
 def _with_hooks(layer: BitLayer, made: nn.Module) -> nn.Module:
-    """What runs in a layer's place, with what somebody has hung on that."""
+    """The module in a layer's place, with the hooks of the layer."""
     for name in ("_forward_hooks", "_forward_pre_hooks", *_HOW_HOOKS_ARE_CALLED):
         getattr(made, name).update(getattr(layer, name))
     return made
@@ -345,7 +345,7 @@ class _Packer:
         return "bits"
 
     def _passage(self, node: Node) -> _Passage | None:
-        """What stands between a layer and the layers that read nothing else."""
+        """The passage from a layer to the layers that read nothing else."""
         nodes: list[Node] = []
         parts: tuple[list[nn.Module], ...] = ([], [])  # before and behind the pool
         pool, here, outputs = None, node, len(self.layers[node].weight)

@@ -1,4 +1,4 @@
-"""What stands between two 1-bit layers, as thresholds.
+"""Thresholds: all that stands between two 1-bit layers.
 
 A 1-bit layer's product d is an integer between -K and K, and what comes between it and the next
 sign (scale, bias, ReLU, batch norm, ...) works on each channel alone. So the next layer's input bit
@@ -33,11 +33,11 @@ _LEAST, _MOST = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
 
 @dataclass(frozen=True)
 class Step:
-    """How the products of a layer become bits.
+    """The step by which the products of a layer become bits.
 
     Attributes:
-        thresholds: one an output, of all panels.
-        flips: 32 bits a panel.
+        thresholds: one per output, of all panels.
+        flips: 32 bits per panel.
         pool_flips: words of the channels whose windows are `and`ed.
     """
 
@@ -77,7 +77,7 @@ def fits(module: nn.Module, channels: int) -> bool:
 
 
 def entries(module: nn.Module) -> int:
-    """How many entries along the second axis a monotone module tells apart; 1 if it does not."""
+    """The entries along the second axis that a monotone module tells apart; 1 if it does not."""
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return module.num_features
     return module.num_parameters if isinstance(module, nn.PReLU) else 1

@@ -83,7 +83,7 @@ def _takes_all(index: Any, axis: int) -> bool:
 def axis_after_reshape(
     node: Node, kind: Any, axis: int, shape: tuple[int, ...], reshaped: tuple[int, ...]
 ) -> int | None:
-    """Where an axis, perhaps merged with axes behind it, stands after a reshape.
+    """The place after a reshape of an axis, perhaps merged with axes behind it.
 
     None if it stands nowhere, or if the call gives the size of that axis as a number, which would
     be wrong after a removal.

@@ -2,7 +2,7 @@
 
 Along the channel axis of every tensor in a traced network there are
 
-    classes     an integer a channel; channels of one class can only be removed together, because
+    classes     an integer per channel; channels of one class can only be removed together, because
                 a residual sum, a norm or a depthwise convolution ties them
     constants   the value of a channel that is the same for every input and at every position,
                 NaN for a channel that varies
@@ -336,7 +336,7 @@ class _Walk:
         return Channels(axis, known[0].classes, constants)
 
     def _probe(self, node: Node) -> Any:
-        """What a node makes of its inputs' constants, with zeros where they vary."""
+        """The output of a node for its inputs' constants, with zeros where they vary."""
 
         def fill(source: Node) -> Tensor:
             shape, channels = shape_of(source), self.channels[source]
@@ -348,7 +348,7 @@ class _Walk:
         return getattr(self.interpreter, node.op)(node.target, args, kwargs)
 
     def _lets_through(self, node: Node) -> Any:
-        """Where the scale of a norm or of a depthwise convolution is not zero."""
+        """The channels whose scale in a norm or a depthwise convolution is not zero."""
         weight = getattr(self._module(node), "weight", None)
         return True if weight is None else weight.reshape(len(weight), -1).any(1)
 

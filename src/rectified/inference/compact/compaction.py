@@ -44,7 +44,7 @@ from rectified.inference.compact.resize import replace_tensors_
 
 @dataclass(frozen=True)
 class LayerSize:
-    """What became of one linear layer or convolution.
+    """The size of one linear layer or convolution before and after.
 
     Attributes:
         name: the module's path.
@@ -184,7 +184,7 @@ def _sizes(model: nn.Module, lean: nn.Module, reasons: Mapping[str, str]) -> lis
 
 @dataclass(frozen=True)
 class _Plan:
-    """What happens to each class.
+    """The fate of each class of channels.
 
     Attributes:
         needed: it keeps its meaning.

@@ -1,7 +1,7 @@
 """Writing sparse programs: layers become rows of one table over planes in one arena.
 
 `Builder` lays out every intermediate value in one block of memory, the *arena*, and writes down
-what to do, one row an operation; `finish` hands the table to a `Program`.
+what to do, one row per operation; `finish` hands the table to a `Program`.
 
 A strided convolution first takes its input apart into one plane for each remainder of row and
 column modulo the stride, and is then of stride 1. A linear layer is a 1x1 convolution on an image
@@ -278,7 +278,7 @@ class Builder:
         return self._copies[value.port]
 
     def _taps(self, value: Value, window: Window, nonzeros: int) -> _Taps:
-        """What a convolution's taps read, brought into a form where all are plain distances."""
+        """The inputs of a convolution's taps, in a form where all are plain distances."""
         if not window.keeps_size:
             phases = self._phases(value, window)
             return _Taps(phases, phases.start, window)
@@ -468,7 +468,7 @@ class _Taps:
 
 @dataclass(frozen=True)
 class _Overlap:
-    """Where a strided walk that begins at `first` meets the indices 0 to size - 1."""
+    """The range in which a strided walk that begins at `first` meets the indices 0 to size - 1."""
 
     source: int
     target: int
@@ -505,7 +505,7 @@ def _footprint(taps: _Taps, vectors: int, tall: int) -> int:
 
 
 def _channels_at_once(channels: int, floats: int, nonzeros: float, vectors: int) -> int:
-    """How many input channels one pass reads, if each has so many floats and nonzeros in a row."""
+    """The input channels that one pass reads, if each has so many floats and nonzeros in a row."""
     # A pass over a row costs as much as some nonzeros, so it should have more than those.
     wanted = PASS[0] + PASS[1] / vectors
     worthwhile = max(NEAR // floats, round(wanted / max(nonzeros, 1e-3)))

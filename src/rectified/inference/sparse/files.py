@@ -3,8 +3,8 @@
 Each tensor is stored in the smallest of three exact forms; n entries, k of them not zero:
 
     dense  the tensor                                       bytes = 4 n          (float32)
-    bits   one bit an entry, and the nonzero values         bytes = n / 8 + 4 k
-    gaps   one byte a nonzero, and the nonzero values       bytes = k + 4 k      (long gaps: more)
+    bits   one bit per entry, and the nonzero values         bytes = n / 8 + 4 k
+    gaps   one byte per nonzero, and the nonzero values       bytes = k + 4 k      (long gaps: more)
 
 A gap is the number of zeros before a nonzero, counted from the one before; the byte 255 stands for
 255 zeros with no value behind them. So gaps are smaller than bits below a density of about 1/8, and
@@ -34,7 +34,7 @@ from rectified.inference import stored
 HEADER = {"format": "rectified-sparse", "version": "1"}
 VALUES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MOST_ENTRIES = 2**28  # a gigabyte of float32, whatever the file's size
-MOST_ENTRIES_A_BYTE = 256  # in larger files: a density of 0.08 % at 5 bytes a nonzero
+MOST_ENTRIES_A_BYTE = 256  # in larger files: a density of 0.08 % at 5 bytes per nonzero
 _ESCAPE = 255  # this many zeros, and no value
 
 
@@ -137,7 +137,7 @@ def _bits(kept: Bool[Tensor, " entries"]) -> UInt8[Tensor, " bytes"]:
 
 
 def _gaps(kept: Bool[Tensor, " entries"]) -> UInt8[Tensor, " bytes"]:
-    """One byte a nonzero, and one more for every 255 zeros before it.
+    """One byte per nonzero, and one more for every 255 zeros before it.
 
     Example:
         >>> kept = torch.zeros(600, dtype=torch.bool)

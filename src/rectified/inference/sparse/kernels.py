@@ -16,7 +16,7 @@ Conventions: every position counts floats; addresses count bytes; a negative `in
 Everything here is `nogil` and serial; threads share it as a job (`rectified.inference.threads`).
 
 The functions that numba compiles carry no annotations and `no_type_check`: it reads their bytecode.
-Compiling takes a few seconds once a machine; numba keeps the result in its cache folder.
+Compiling takes a few seconds once per machine; numba keeps the result in its cache folder.
 """
 
 from typing import no_type_check
@@ -430,7 +430,9 @@ def _sparse(operation, source, target, scratch, tables, rank, ranks):
                 _tile(operation, here, pitch, there, tables, block, lot, shape, operation.mask)
 
 
-@njit(nogil=True, cache=CACHED)
+# kept in no file: numba cannot compile a caller of a generator that it has read from one, as after
+# a kill between the two
+@njit(nogil=True, cache=False)
 @no_type_check
 def _groups(operation, begin, end):
     """First row and rows of each tile; the last rows of an image go by powers of two."""

@@ -1,4 +1,4 @@
-"""Where the values of a sparse program lie in memory, and the geometry of its windows.
+"""The layout of a sparse program's values in memory, and the geometry of its windows.
 
 A value is `channels` planes of `height` rows of `pitch = width + halo` floats. The `halo` zeros at
 a row's end are also the left border of the next row, and those above a plane are also the lower
@@ -19,7 +19,7 @@ GAP = 16  # floats between planes that would be in conflict, one cache line
 
 @dataclass(frozen=True)
 class Value:
-    """Where an image of `channels` x `height` x `width` lies.
+    """The place of an image of `channels` x `height` x `width`.
 
     Args:
         channels: number of planes.

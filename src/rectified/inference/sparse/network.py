@@ -132,7 +132,7 @@ def _makes_vector(step: Step) -> bool:
 
 
 def _lanes(batch: int) -> int:
-    """How many samples lie side by side: whole vectors that hold the batch, or a part of it."""
+    """The number of samples side by side: whole vectors that hold the batch, or a part of it."""
     if batch == 1:
         return 1
     lanes = LANES

@@ -3,7 +3,7 @@
 A call of a PyTorch layer costs 5 to 20 microseconds beside its arithmetic, and a convolution of a
 small network at 95 % sparsity has less than that to compute. So a network is not run layer by
 layer: `builder.Builder` writes it down as a table, and `Program` hands that table to
-`kernels.execute`, once a call. Bias, residual sum and ReLU are part of the convolution that
+`kernels.execute`, once per call. Bias, residual sum and ReLU are part of the convolution that
 comes before them.
 
 Threads share the items of a batch, or, if there is only one, the planes of every operation.
@@ -27,7 +27,7 @@ GANG_WORK = 20_000  # vector operations, about 10 microseconds: less is not wort
 
 
 class Program:
-    """A built program; call it with one tensor an input.
+    """A built program; call it with one tensor per input.
 
     It may be called from several threads at once: each call takes an arena of its own.
     """
@@ -67,7 +67,7 @@ class Program:
             inputs: float32 tensors in the CPU's memory, of the shapes that the builder was told.
 
         Returns:
-            One tensor an output.
+            One tensor per output.
         """
         samples = inputs[0].shape[0]
         plan = self._plans.get(samples)
@@ -108,7 +108,7 @@ class Program:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What calls with the same number of samples have in common."""
+    """The state that calls with the same number of samples share."""
 
     words: NDArray[np.int64]
     ports: slice

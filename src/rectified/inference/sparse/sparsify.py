@@ -60,7 +60,7 @@ _QUIET = 0.012  # seconds for which OpenMP's threads still occupy their cores af
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What was chosen for one layer, and why.
+    """The choice for one layer, and its reason.
 
     Args:
         name: the layer's path in the network.
@@ -119,7 +119,7 @@ class SparseModel(nn.Module):
             return network(*inputs)
 
     def table(self) -> str:
-        """The choices as text, one line a layer and one for the network."""
+        """The choices as text, one line per layer and one for the network."""
         rows = [
             (c.name, c.kind, "x".join(map(str, c.shape)), f"{c.density:.3f}", c.engine, _times(c))
             for c in self.layers

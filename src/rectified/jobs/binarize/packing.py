@@ -29,7 +29,7 @@ SECONDS_PER_ROUND = 0.02  # long against the clock, short against what else the 
 
 @dataclass
 class Packing:
-    """What packing did and measured.
+    """The outcome and the measures of packing.
 
     Attributes:
         sizes: bytes_float, bytes_packed, max_abs_difference and milliseconds, as in results.json.

@@ -1,4 +1,4 @@
-"""What a run of `rectified binarize` amounts to, and its page."""
+"""The findings of a run of `rectified binarize`, and its page."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def named(estimator: str) -> str:
 
 
 def subtitle(results: Results) -> str:
-    """What was run, in one line."""
+    """The run in one line."""
     settings, seeds = results.settings, _seed_count(results)
     return (
         f"{settings['model']} on {settings['data']}, 1W/{settings['activation_bits']}A: "
@@ -123,7 +123,7 @@ def subtitle(results: Results) -> str:
 
 
 def sections(results: Results) -> Iterator[Section]:
-    """What was found, over training, layer by layer and on bits."""
+    """The findings, over training, layer by layer and on bits."""
     details = results.details
     packing = details.get("packing")
     measured = [row for row in details["layers"] if row["error"] is not None]
@@ -266,7 +266,7 @@ def _figure(rows: Sequence[Row], metric: str, title: str, label: str, transform:
 
 
 def _spreads(layers: Sequence[Row]) -> Iterator[Part]:
-    """What can be compared between layers and estimators: the scale-free indicators."""
+    """The scale-free indicators, which can be compared between layers and estimators."""
     quantities = {
         ("weights", "error"): "Estimating error of the weights: rms of f(w) - sign(w)",
         ("activations", "error"): "Estimating error of the activations",

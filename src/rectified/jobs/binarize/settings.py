@@ -1,4 +1,4 @@
-"""What `rectified binarize` can be told, and what the words mean: arms and networks."""
+"""Settings of `rectified binarize`, and what the words mean: arms and networks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class BinarizeConfig:
         activation_bits: 1, or 32 for inputs as they are.
         scale: of the integer products: channel, layer or none.
         epochs: of training.
-        batch_size: examples a step.
+        batch_size: examples per step.
         learning_rate: at its peak; it falls to 0 by a cosine.
         warmup: share of the training over which it rises.
         weight_decay: of the optimiser.
@@ -71,8 +71,8 @@ class BinarizeConfig:
         augment: random crops and flips of the training images; by default for colour images.
         precision: float32 or bf16.
         pack: also store the best network on bits, and measure its size, speed and equality.
-        workers: trainings at a time, each on one thread of a CPU; by default one a core for larger
-            networks, else one.
+        workers: trainings at a time, each on one thread of a CPU; by default one per core for
+            larger networks, else one.
         seeds: how many seeds, from 0.
         seed: one seed alone.
         device: auto, cpu or cuda.
@@ -119,7 +119,7 @@ def network(model: str) -> Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run does.
+    """The plan of a run.
 
     Attributes:
         config: the settings, with what the network's recipe decides.

@@ -31,7 +31,7 @@ from rectified.training import accelerator
 
 @dataclass
 class Progress:
-    """What is done; kept in the checkpoint, arm by arm."""
+    """The work that is done; kept in the checkpoint, arm by arm."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
@@ -92,7 +92,7 @@ def tasks(plan: Plan, context: Context) -> Iterator[Task]:
 
 
 def workers_of(plan: Plan) -> int:
-    """How many trainings run at a time."""
+    """The number of trainings that run at a time."""
     process = accelerator(plan.config.device)
     if process.device.type != "cpu" or process.num_processes > 1:
         return 1  # the device is shared, or the processes are there already

@@ -36,7 +36,7 @@ from rectified.training import (
 
 @dataclass(frozen=True)
 class Task:
-    """What to train.
+    """A training to do.
 
     Attributes:
         config: the settings.
@@ -64,7 +64,7 @@ class Task:
 
 @dataclass
 class Trained:
-    """Where a training stands.
+    """The state of a training.
 
     Attributes:
         rows: one per epoch, as in results.json.
@@ -190,7 +190,7 @@ def _record(
 
 
 def converted(model: nn.Module) -> list[dict[str, Any]]:
-    """What became of every layer with weights, for the report."""
+    """The outcome of conversion for every layer with weights, for the report."""
     binary = binary_layers(model)
     return [
         {

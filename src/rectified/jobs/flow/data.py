@@ -54,7 +54,7 @@ class Samples:
 
     @property
     def classes(self) -> int:
-        """How many there are; 0 for points."""
+        """The number of classes; 0 for points."""
         return 0 if self.images is None else len(self.images.classes)
 
     @property

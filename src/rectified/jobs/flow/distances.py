@@ -15,7 +15,7 @@ from rectified.jobs.flow.features import Classifier
 
 @dataclass(frozen=True, eq=False)
 class Distance:
-    """How far samples are from the reference.
+    """A distance of samples from the reference.
 
     Attributes:
         name: w2 (exact, points, in the unit of learning) or frechet (features of a classifier).

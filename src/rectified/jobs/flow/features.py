@@ -15,7 +15,7 @@ from rectified.seeds import seeded
 from rectified.training import FitConfig, classification, classification_quality, evaluate, fit
 
 Device = Literal["auto", "cpu", "cuda"]
-_SMALL = 16  # pixels a side up to which features are kept at 4x4
+_SMALL = 16  # pixels per side up to which features are kept at 4x4
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def measure(plan: FlowPlan, trial: Trial, stage: Stage, field: Field) -> tuple[l
 
 
 def _geometry(plan: FlowPlan, trial: Trial, field: Field) -> tuple[flow.Straightness, float]:
-    """How straight a flow is, and its first-order gap."""
+    """The straightness of a flow, and its first-order gap."""
     few, labels = trial.held_out(trial.samples)[:GEOMETRY], _labels(trial)
     given = field if labels is None else field.given(labels[:GEOMETRY], plan.config.guidance)
     bent = flow.straightness(given, plan.path.start(few), step=plan.step)

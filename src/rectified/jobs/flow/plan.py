@@ -25,7 +25,7 @@ SMALL_IMAGE = 256  # numbers per image up to which a perceptron is enough
 
 @dataclass(frozen=True)
 class Budget:
-    """How large a study is: what the settings leave open, the data decide.
+    """The size of a study: what the settings leave open, the data decide.
 
     Attributes:
         model: mlp, resmlp, unet or dit.
@@ -66,7 +66,7 @@ def usual_budget(shape: tuple[int, ...]) -> Budget:
 
 @dataclass(frozen=True)
 class Solvers:
-    """Which solvers flows are measured with.
+    """The solvers that flows are measured with.
 
     Attributes:
         plain: name of the one for all.
@@ -133,7 +133,7 @@ class FlowPlan:
         return replace(self, config=config, budget=budget)
 
     def fitting(self, stage: Stage, seed: int) -> tuple[FitConfig, int]:
-        """How a stage is trained, and updates in each epoch of that."""
+        """The settings of a stage's training, and its updates per epoch."""
         budget = self.budget
         updates = budget.updates if stage.start is None else budget.reflow_updates
         per_epoch = updates_per_epoch(updates)

@@ -1,4 +1,4 @@
-"""How the flows of a study are trained, and in which order.
+"""Recipes: how the flows of a study are trained, and in which order.
 
 The first flow learns from data. Every other one starts at the weights of another, its `start`, and
 learns from what that one makes of its source: as pairs, or phase by phase. All recipes of round 2
@@ -18,7 +18,7 @@ from rectified.flow.times import TIMES, TimeDistribution
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a flow is trained.
+    """The training of a flow.
 
     Attributes:
         name: in rows.

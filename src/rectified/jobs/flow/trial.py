@@ -79,7 +79,7 @@ class Trial:
 
     @cached_property
     def distance(self) -> Distance:
-        """How samples are compared with the data."""
+        """The distance by which samples are compared with the data."""
         images = self.transfer.target.images
         if images is None:
             return point_distance(self.transfer, self.samples, self.seed)

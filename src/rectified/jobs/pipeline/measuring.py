@@ -1,4 +1,4 @@
-"""How the teacher and its students are measured: on the same noise, against the teacher's samples.
+"""Measures of the teacher and its students, on the same noise, against the teacher's samples.
 
 There is no data to compare with. The distance is the mean squared difference from what the teacher
 makes of held-out noise and prompts in many steps, in units of their mean square.
@@ -72,7 +72,7 @@ class Comparison:
 
     @cached_property
     def floor(self) -> float:
-        """How far the teacher is from itself in twice as many steps: the solver's own error."""
+        """The teacher's distance from itself in twice as many steps: the solver's own error."""
         return self.distance(self.solved(2 * self.plan.config.pair_steps))
 
     def distance(self, samples: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What is measured of backbones, generated and real."""
+"""Measures of backbones, generated and real."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trainings and points of a protein run are called, in its files and details."""
+"""Names of the trainings and points of a protein run, in its files and details."""
 
 from collections.abc import Mapping
 from typing import Any

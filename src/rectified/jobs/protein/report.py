@@ -1,4 +1,4 @@
-"""What a run of `rectified protein` amounts to, and its page."""
+"""The findings of a run of `rectified protein`, and its page."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Point = Mapping[str, Any]
 
 
 def flow_name(number: int) -> str:
-    """What a round is called.
+    """The name of a round.
 
     Example:
         >>> flow_name(1), flow_name(2), flow_name(3)
@@ -62,7 +62,7 @@ def flow_name(number: int) -> str:
 def verdicts(
     rounds: int, steps: Sequence[int], lengths: Sequence[int], points: Sequence[Point]
 ) -> list[Verdict]:
-    """What reflow did to few steps, and to clashes; paired by the noise that samples began from."""
+    """Verdicts on reflow: few steps, and clashes; paired by the noise that samples began from."""
     many, few = max(steps), _few(steps)
     comparisons: list[dict[str, Any]] = []
     if rounds < 2 or few == many:
@@ -99,7 +99,7 @@ def judgements_of(results: Results) -> list[Verdict]:
 
 
 def subtitle(results: Results) -> str:
-    """What was run, in one line."""
+    """The run in one line."""
     settings = results.settings
     lengths = ", ".join(map(str, settings["lengths"]))
     origin = settings["data"] or settings["checkpoint"]
@@ -107,7 +107,7 @@ def subtitle(results: Results) -> str:
 
 
 def sections(results: Results) -> Iterator[Section]:
-    """What was found, beside real chains, and the backbones themselves."""
+    """The findings, beside real chains, and the backbones themselves."""
     details = results.details
     yield Section("What was found", tuple(_findings(results)), is_brief=True)
     yield Section("Validity against steps", tuple(_curves(results)))
@@ -161,7 +161,7 @@ def _overview(results: Results) -> Table:
 
 
 def _cards(results: Results) -> Iterator[Card]:
-    """How valid the first flow is, what reflow did to few steps, and what else it changed."""
+    """Cards: the first flow's validity, what reflow did to few steps, and what else it changed."""
     settings, details = results.settings, results.details
     many, few, last = max(settings["steps"]), _few(settings["steps"]), settings["rounds"]
     judgements = judgements_of(results)
@@ -224,7 +224,7 @@ def _folds(
     real: Mapping[str, Any] | None,
     clashes: Verdict,
 ) -> Card:
-    """What reflow cost: secondary structure, clashes, diversity."""
+    """The cost of reflow: secondary structure, clashes, diversity."""
     parts = []
     for name, word in (("helix", "helix"), ("strand", "strand"), ("clashes_per_100", "clashes")):
         before, after = interval(values(theirs, name)).mean, interval(values(ours, name)).mean

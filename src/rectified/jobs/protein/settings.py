@@ -145,7 +145,7 @@ PUBLISHED = "reqflow"
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run does.
+    """The plan of a run.
 
     Attributes:
         config: the settings, with what the preset decides.
@@ -182,7 +182,7 @@ class Plan:
     start: FlowModel | None = None
 
     def fit(self, seed: int, number: int) -> FitConfig:
-        """How the flow of a round is trained."""
+        """The settings of a round's training."""
         return replace(self.first if number == 1 else self.reflow, seed=seed)
 
 

@@ -111,7 +111,7 @@ def network(results: Results) -> FlowModel:
 
 
 def chain_batches(plan: Plan, seed: int) -> ChainBatches:
-    """What a first flow learns from."""
+    """The batches that a first flow learns from."""
     return ChainBatches(
         plan.chains.train,
         plan.batch_size,
@@ -150,7 +150,7 @@ def copied(model: FlowModel) -> FlowModel:
 
 @dataclass
 class Progress:
-    """What is done; kept in the checkpoint.
+    """The work that is done; kept in the checkpoint.
 
     Attributes:
         rows: one per seed, round, length and number of steps, as in results.json.

@@ -47,7 +47,7 @@ class State:
     """The state of a study, which its checkpoint holds.
 
     Attributes:
-        rows: of results.json, one a trial and cycle.
+        rows: of results.json, one per trial and cycle.
         layers: of details.json, at the end of trials.
         shortfalls: cycles in which AP had too few candidates.
         done: seeds of which nothing is left to do.

@@ -139,7 +139,7 @@ class PrunePlan:
 
     @property
     def device(self) -> torch.device:
-        """Where networks are trained and measured."""
+        """The device on which networks are trained and measured."""
         return accelerator(self.fit.device).device
 
     def images(self, seed: int) -> ImageData:

@@ -44,11 +44,11 @@ def check(plan: PrunePlan) -> PrunePlan:
         plan = replace(plan, augment=images.channels == 3)
     seed_data(plan, seed)  # refuses splits that make no batches
     inputs, model = _example(plan, images), network(plan, images, seed)
+    masks = full_masks(model)
     check_outputs(model, inputs, len(images.classes))
     dead_neuron_rate(model, [(inputs,)], threshold=plan.config.dead_threshold)
     if set(plan.config.ap) <= PLAIN or plan.config.fidelity == "reference":
         return plan
-    masks = full_masks(model)
     notes = _notes(norms_before_relu(model, inputs), len(masks))
     if plan.config.ap_scope == "all":
         return replace(plan, notes=notes)

@@ -54,7 +54,7 @@ class Request:
 
 
 def side_by_side(config: FitConfig, together: int) -> int:
-    """How many networks are trained at once where `together` are asked for.
+    """The number of networks that are trained at once where `together` are asked for.
 
     Several processes share every batch, which several networks need for themselves; on a CPU
     convolutions in their own memory format are not stacked.
@@ -103,7 +103,7 @@ Way = Callable[[Sequence[Request], FitConfig, Store, str], None]
 
 
 def _way(requests: Sequence[Request], config: FitConfig) -> Way:
-    """How these trainings are done."""
+    """The function that does these trainings."""
     on_gpu = choose_device(config.device).type == "cuda"
     alone = accelerator(config.device).num_processes == 1
     if on_gpu and alone and not any(request.training.watched for request in requests):

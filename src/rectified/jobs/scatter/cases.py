@@ -1,4 +1,4 @@
-"""What `rectified scatter` measures: networks, signals and the inequalities that they must obey.
+"""The cases of `rectified scatter`: networks, signals and the inequalities that they must obey.
 
 Every function gives rows `case, depth, quantity, measured, bound`. A bound that says "at most" is
 raised by `SLACK`, since both sides are sums of millions of rounded numbers; identities have bounds
@@ -84,7 +84,7 @@ def networks(generator: torch.Generator) -> dict[str, list[Layer]]:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What the networks are shown.
+    """The signals that the networks are shown.
 
     Attributes:
         pictures: from the data, grey, on the grid.

@@ -82,14 +82,14 @@ def _accuracies(rows: Sequence[Row]) -> list[tuple[str, float]]:
 
 
 def subtitle(results: Results) -> str:
-    """What was run, in one line."""
+    """The run in one line."""
     seeds = sum(row["case"] == "pixels" for row in results.rows)
     checked = len(results.settings["networks"])
     return f"{checked} networks, {results.settings['data']}, {seeds} seed{'s' * (seeds != 1)}"
 
 
 def sections(results: Results) -> Iterator[Section]:
-    """What was found, then every claim."""
+    """The findings, then every claim."""
     yield Section("What was found", tuple(_findings(results)), is_brief=True)
     banks = first_banks(results.settings)
     if banks:

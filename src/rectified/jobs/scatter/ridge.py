@@ -22,7 +22,7 @@ class Ridge:
     """A fitted classifier.
 
     Attributes:
-        weights: a column a class.
+        weights: a column per class.
         centre: subtracted from features.
         offset: the mean of the one-hot labels.
         penalty: that was chosen, as a share of the mean squared norm of a row.
@@ -47,7 +47,7 @@ def fit_ridge(
     """Fit for every penalty, and keep the one that is best on the held-out examples.
 
     Args:
-        features: at least one row a class.
+        features: at least one row per class.
         labels: class numbers.
         held_out: features and labels on which the penalty is chosen; the larger one if equal.
 

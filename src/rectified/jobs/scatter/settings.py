@@ -1,4 +1,4 @@
-"""What `rectified scatter` can be told, and what it means."""
+"""Settings of `rectified scatter`, and what they mean."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ScatterConfig:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run does.
+    """The plan of a run.
 
     Attributes:
         config: the settings, the networks by name.

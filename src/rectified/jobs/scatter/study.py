@@ -88,7 +88,7 @@ def cases(plan: Plan) -> list[tuple[str, Callable[[], Iterator[Row]]]]:
 
 
 def scene(plan: Plan) -> Scene:
-    """What the networks are shown."""
+    """The signals that the networks are shown."""
     test = plan.data(plan.seeds[0]).test
     pictures = _pixels(test.select(torch.arange(min(PICTURES, len(test)))))
     grey = pictures.mean(1, keepdim=True).double()

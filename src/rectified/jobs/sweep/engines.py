@@ -1,4 +1,4 @@
-"""Who does the runs of a sweep: joblib, on this machine's cores, on Dask or on Ray.
+"""Engines that do the runs of a sweep: joblib, on this machine's cores, on Dask or on Ray.
 
     loky            processes of this machine; one worker alone works in the sweep's own process
     tcp://...       a Dask scheduler, through joblib's Dask backend (also tls://, ucx://)
@@ -225,5 +225,5 @@ def _joblib(backend: str, *, return_as: str = "generator_unordered", **how: Any)
 
 
 def _last_line(error: Exception) -> str:
-    """What a server says: the last line of the traceback that it sends."""
+    """The message of a server: the last line of the traceback that it sends."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1][:200]

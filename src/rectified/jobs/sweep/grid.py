@@ -80,7 +80,7 @@ def _axes(grid: str) -> dict[str, str]:
 
 
 def _length(values: str) -> int:
-    """How many values there are, without writing a range out."""
+    """The number of values, without writing a range out."""
     return sum(len(_range(text) or (text,)) for text in values.split(","))
 
 

@@ -1,4 +1,4 @@
-"""How a sweep is shown: means at the end, curves, differences seed by seed, all means."""
+"""The report of a sweep: means at the end, curves, differences seed by seed, all means."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _comparison(merged: _Merged, setting: str, measure: str) -> Table:
 
 
 def _compared(merged: _Merged, setting: str, measure: str) -> Iterator[tuple[str, str, Interval]]:
-    """Where, what, and the difference, for all other values of a setting."""
+    """The context, what is compared, and the difference, for all other values of a setting."""
     rows = merged.end
     first, *others = dict.fromkeys(row.get(setting) for row in rows)
     rest = [name for name in merged.keys if name != setting]

@@ -1,4 +1,4 @@
-"""What `rectified sweep` can be told, and what that means: the points of its grid, resolved."""
+"""Settings of `rectified sweep`, and what they mean: the points of its grid, resolved."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Sweep:
 
     @property
     def job(self) -> Job[Any, Any]:
-        """What does each run."""
+        """The job that does each run."""
         return job_for(self.of, self.settings)
 
 
@@ -82,7 +82,7 @@ class Point:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep does.
+    """The plan of a sweep.
 
     Attributes:
         config: the sweep.

@@ -58,7 +58,7 @@ def perform(sweep: Sweep, folder: Run, facts: Row, progress: bool) -> Results:
 
 
 def _see_what_is_left(sweep: Sweep, path: Path) -> None:
-    """Whether runs failed, or the grid is another.
+    """See that runs failed, or that the grid is another.
 
     Raises:
         UserError: if neither.

@@ -35,7 +35,7 @@ _ONE_AT_A_TIME = threading.Lock()  # a run has its process's random state to its
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to know; small, since it travels.
+    """The task of a worker; small, since it travels.
 
     Attributes:
         verb: whose job does it.
@@ -69,7 +69,7 @@ class Task:
 
     @property
     def attempts(self) -> int:
-        """How often a worker has begun it in this sweep."""
+        """The number of times that a worker has begun it in this sweep."""
         try:
             return self._ledger.stat().st_size
         except FileNotFoundError:
@@ -103,7 +103,7 @@ State = Literal["finished", "failed", "again"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an attempt.
+    """The outcome of an attempt.
 
     Attributes:
         identity: of the run.
@@ -121,7 +121,7 @@ class Outcome:
 
 
 def identity(verb: str, settings: Any) -> str:
-    """Who a run is: 16 hexadecimal digits.
+    """The identity of a run: 16 hexadecimal digits.
 
     Args:
         verb: what it does.

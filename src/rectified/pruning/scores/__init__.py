@@ -1,4 +1,4 @@
-"""Scores: how much a network would miss each of its weights, one method a file.
+"""Scores: how much a network would miss each of its weights, one method per file.
 
     magnitude   |w|                                Random      uniform in [0, 1)
     Gradient    |w g|, g = dL/dw after training    lamp        w^2 / sum of the larger w^2

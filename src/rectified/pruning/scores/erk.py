@@ -20,7 +20,7 @@ class ERK(Score):
     ERK keeps min(1, c * S_l / N_l) of each layer l, where N_l is the number of its weights and
     S_l = n_in + n_out + k_h + k_w the sum of its shape; c is the same in all layers. That is the
     weights of rank r <= c * S_l. So S_l / r is a global score, and a cut at any density is ERK's,
-    to less than one weight a layer; no density needs to be known beforehand.
+    to less than one weight per layer; no density needs to be known beforehand.
 
     Args:
         within: the score that ranks the weights of each layer.

@@ -179,12 +179,12 @@ class _Layer:
 
     @property
     def rows(self) -> Float[Tensor, " out"]:
-        """What comes out of each output channel."""
+        """The sum that comes out of each output channel."""
         return self.squares.sum((2, 3)).flatten() * self.gain
 
     @property
     def columns(self) -> Float[Tensor, " in"]:
-        """What each input channel is multiplied by."""
+        """The factors of each input channel."""
         return self.squares.sum((1, 3)).flatten()
 
     def _sum(

@@ -31,7 +31,7 @@ class Random(Score):
 
     @property
     def state(self) -> Scores:
-        """Where the generator stands."""
+        """The state of the generator."""
         return {"generator": self.generator.get_state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What a score is: how much a network would miss each of its weights.
+"""Scores: how much a network would miss each of its weights.
 
 A score looks at a `Snapshot` (a network at the end of one training) and returns one tensor for
 each masked weight, of the weight's shape. Higher is kept longer, +inf is never dropped, and values
@@ -59,7 +59,7 @@ class Score(ABC):
 
     @property
     def state(self) -> Scores:
-        """What it remembers from one call to the next, to be kept in a checkpoint."""
+        """The memory from one call to the next, to be kept in a checkpoint."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - most remember nothing

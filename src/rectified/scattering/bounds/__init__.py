@@ -1,4 +1,4 @@
-"""What a scattering network can and cannot do, as numbers, each beside what measures it.
+"""Bounds of a scattering network as numbers, each beside what measures it.
 
 | statement | bound | measured by |
 | --- | --- | --- |

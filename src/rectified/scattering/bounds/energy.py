@@ -1,4 +1,4 @@
-"""Where the energy goes: how much each depth puts out, and how many layers are enough.
+"""Energy: how much each depth puts out, and how many layers are enough.
 
 For tight banks, the modulus and no pooling the energy is conserved exactly,
 
@@ -48,7 +48,7 @@ class Energies:
 
     @property
     def remainder(self) -> float:
-        """What the last depth's output filter did not take: W_N - |||Phi^N|||^2."""
+        """The energy that the last output filter did not take: W_N - |||Phi^N|||^2."""
         return self.led_on[-1] - self.put_out[-1]
 
 

@@ -44,7 +44,7 @@ def translation_bound(network: ScatteringNetwork, shift: Sequence[int], depth: i
 
     Args:
         network: any.
-        shift: t, one whole number of points an axis, divisible by S_1 ... S_n.
+        shift: t, one whole number of points per axis, divisible by S_1 ... S_n.
         depth: n.
 
     Raises:
