@@ -20,11 +20,12 @@ from PIL import Image
 from rectified import __version__
 from rectified.cli import exits, main
 from rectified.errors import UserError
-from rectified.jobs import JOBS, TOOLS, job, job_of
+from rectified.jobs import JOBS, TOOLS, job_of
 from rectified.jobs import run as door
 from rectified.jobs.values import from_settings
 from rectified.runs import read_config, read_results
 from rectified.training import loop
+from tests.drawings import undrawn
 from tests.holding import held
 
 COMMAND = import_module("rectified.cli.main")  # the package has a function of that name
@@ -49,7 +50,7 @@ FAST = [
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "html", lambda _: "<html></html>")  # figures take long
+    undrawn(monkeypatch)
 
 
 def files(path):
@@ -297,7 +298,7 @@ def test_a_full_disk_leaves_nothing_half_written(after, capsys, monkeypatch, tmp
     )
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "html", lambda _: "<html></html>")
+    undrawn(monkeypatch)
     found = files(tmp_path)
     assert not [name for name in found if ".tmp" in name]
     assert not Path("run/results.json").exists()

@@ -11,7 +11,7 @@ from rectified import foreign
 from rectified.cli import main
 from rectified.errors import UserError
 from rectified.foreign import check_consent, factories, imported
-from rectified.jobs import job
+from tests.drawings import undrawn
 
 NET = """
 from pathlib import Path
@@ -42,7 +42,7 @@ def _here(tmp_path, monkeypatch):
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(job, "html", lambda _: "<html></html>")
+    undrawn(monkeypatch)
     monkeypatch.setattr(sys, "path", [*sys.path])
     Path("theirs.py").write_text(NET)
     sys.modules.pop("theirs", None)

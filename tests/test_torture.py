@@ -2,7 +2,8 @@
 
 import pytest
 
-from rectified.jobs import JOBS, job
+from rectified.jobs import JOBS
+from tests.drawings import undrawn
 from tests.torture import kill
 
 ROWS = kill.ROWS
@@ -16,7 +17,7 @@ def _small(monkeypatch):
         "scatter": kill.Row("scatter --networks none --limit 40 --orientations 2 --seeds 2"),
     }
     monkeypatch.setattr(kill, "ROWS", small)
-    monkeypatch.setattr(job, "html", lambda _: "<html></html>")  # figures take long
+    undrawn(monkeypatch)
 
 
 def test_every_verb_has_a_row():

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from rectified.cli import main
-from rectified.jobs import job
 from rectified.runs.card import card, escaped
+from tests.drawings import undrawn
 
 RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0", "--quiet"]
 HOSTILE = "<script>alert(1)</script> [x](javascript:y) `a` |\n---\n# b\n![](http://c)"
@@ -14,7 +14,7 @@ HOSTILE = "<script>alert(1)</script> [x](javascript:y) `a` |\n---\n# b\n![](http
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "html", lambda _: "<html></html>")
+    undrawn(monkeypatch)
 
 
 def results(**config):

@@ -7,9 +7,9 @@ import pytest
 
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs import job
 from rectified.runs import hub
 from rectified.runs.hub import check_repository, push_to_hub
+from tests.drawings import undrawn
 
 RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0", "--quiet"]
 
@@ -17,7 +17,7 @@ RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "html", lambda _: "<html></html>")
+    undrawn(monkeypatch)
 
 
 class Api:

@@ -9,9 +9,9 @@ import pytest
 
 from rectified.cli import main
 from rectified.errors import UserError
-from rectified.jobs import job
 from rectified.runs import read_results
 from rectified.runs.tracker import Tracker, scalars
+from tests.drawings import undrawn
 
 RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0", "--quiet"]
 
@@ -19,7 +19,7 @@ RUN = ["prune", "--limit", "200", "--epochs", "1", "--cycles", "1", "--seed", "0
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "html", lambda _: "<html></html>")
+    undrawn(monkeypatch)
 
 
 def test_tensorboard_has_the_numbers_of_metrics_jsonl():

@@ -17,8 +17,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import takewhile
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
@@ -87,7 +85,8 @@ class Report:
     Attributes:
         title: of the page.
         subtitle: what was run, in one line.
-        sections: of the page; the first of them are brief, and also what the terminal says.
+        sections: of the page; the first of them, and others that are brief, are also what the
+            terminal says.
     """
 
     title: str
@@ -254,7 +253,7 @@ class Results:
     @property
     def text(self) -> str:
         """The text for the terminal."""
-        return terminal(takewhile(attrgetter("is_brief"), self.report.sections(self)))
+        return terminal([section for section in self.sections if section.is_brief])
 
     def network(self) -> nn.Module:
         """The network that the run saved.
