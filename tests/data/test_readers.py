@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from rectified.data import ImageSource, load_images
 from rectified.errors import UserError
 
-CIFAR10 = Path(__file__).parents[2] / "PATH/cifar10"
+CIFAR10 = Path(__file__).parents[2] / "../shared/data/cifar10"
 NAMES = ["cat", "ant", "bee"]
 METADATA = {
     b"huggingface": json.dumps(
@@ -207,7 +207,7 @@ def test_grey_splits_get_three_channels_where_another_has_colour(tmp_path):
     assert torch.equal(data.train.pixels[:, 0], data.train.pixels[:, 2])
 
 
-@pytest.mark.skipif(not CIFAR10.exists(), reason="needs PATH/cifar10")
+@pytest.mark.skipif(not CIFAR10.exists(), reason="needs ../shared/data/cifar10")
 def test_cifar10_rows_are_the_files_rows():
     data = load_images(str(CIFAR10), limit=20)
     rows = pq.read_table(CIFAR10 / "test.parquet").to_pylist()
