@@ -28,6 +28,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from rectified import seeds
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _aten = torch.ops.aten
 _WAITS = {  # the host must know a number before it can go on
@@ -76,8 +78,14 @@ class Pretend(ExitStack):
             return {(self.place(g[0][0][0]), k[1]): g for k, g in group(lists, indices).items()}
 
         said = {name: lambda *_, value=value: value for name, value in _CUDA_SAYS.items()}
+        drawn = seeds.generator
+
+        def drawing_on_cpu(*entropy: int | str, device: Any = CPU) -> torch.Generator:
+            return drawn(*entropy)  # no generator of a GPU can be made
+
         self.enter_context(mock.patch.multiple(torch.cuda, **said))
         self.enter_context(mock.patch.object(torch.autocast, "__init__", on_cpu))
+        self.enter_context(mock.patch.object(seeds, "generator", drawing_on_cpu))
         self.enter_context(mock.patch.object(torch._C, group.__name__, by_device))
         self.enter_context(_Functions(self))
         self.enter_context(_Operations(self))
