@@ -253,7 +253,7 @@ def test_verdicts_are_corrected_for_their_number(study):
             *("subject", "base", "quantity", "better", "difference", "low", "high", "p", "n"),
             "outcome",
         ]
-        assert one["n"] == 2
+        assert one["n"] == 2 or one["quantity"] != RATIO  # renoise is tried where it is safe
     (plain,) = (one for one in verdicts(of_round(results, 2)) if one.quantity == RATIO)
     assert written[0]["difference"] == plain.difference
     assert written[0]["p"] >= plain.p

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 from rectified.errors import UserError
-from rectified.flow import PairStore, noise_like
+from rectified.flow import PairStore, noise_like, pipelines
 from rectified.jobs.job import open_run, perform
 from rectified.jobs.pipeline import JOB, measuring, study, training
 from rectified.jobs.pipeline.settings import PipelineConfig, resolve
@@ -212,7 +212,7 @@ def test_a_pipeline_without_prompts_and_another_form(plain, tmp_path):
 
 @pytest.mark.usefixtures("no_page")
 def test_samples_that_are_not_finite_are_counted_in_the_report(plain, tmp_path, monkeypatch):
-    whole = diffusers.solve
+    whole = pipelines.solve
 
     def overflowing(field, schedule, x0, **options):
         found = whole(field, schedule, x0, **options)
@@ -227,14 +227,14 @@ def test_samples_that_are_not_finite_are_counted_in_the_report(plain, tmp_path, 
 
 @pytest.mark.usefixtures("no_page")
 def test_running_out_of_memory_is_told_and_survived(plain, tmp_path, monkeypatch):
-    whole = diffusers.DiffusersNetwork.forward
+    whole = pipelines.DiffusersNetwork.forward
 
     def small(self, x, t, labels=None):
         if len(x) > 2:
             raise torch.OutOfMemoryError
         return whole(self, x, t, labels)
 
-    monkeypatch.setattr(diffusers.DiffusersNetwork, "forward", small)
+    monkeypatch.setattr(pipelines.DiffusersNetwork, "forward", small)
     _, text = done(replace(PLAIN, pipeline=plain), tmp_path / "run")
     assert "out of memory with 4 examples at a time: going on with 2" in text
 
