@@ -1,8 +1,8 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from rectified import seeds
 from rectified.data import Augment, Batches, Images
 from rectified.errors import UserError
 
@@ -121,8 +121,7 @@ def test_bad_arguments_are_refused(count, options, message):
 
 def plain_epoch(pixels, labels, size, seed, number, pad):
     """Batch by batch, image by image, each draw where it is needed."""
-    mixed = np.random.SeedSequence((seed, number)).generate_state(1)[0]
-    generator = torch.Generator().manual_seed(int(mixed))
+    generator = seeds.generator(seed, number, "batches")
     order = torch.randperm(len(labels), generator=generator)
     for rows in order.split(size)[: len(labels) // size]:
         shift = torch.randint(2 * pad + 1, (2, size, 1), generator=generator)
