@@ -534,7 +534,7 @@ def test_dask_workers_do_the_runs_and_one_may_be_killed(alone, tmp_path):
 def test_ray_nodes_do_the_runs_and_one_may_be_lost(alone, tmp_path, tmp_path_factory):
     pytest.importorskip("ray")
     path, home = tmp_path / "s", tmp_path_factory.mktemp("r")
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
     ray += ["--object-store-memory", "80000000"]
     port, client = free_ports(2)
     nodes = []
@@ -543,18 +543,21 @@ def test_ray_nodes_do_the_runs_and_one_may_be_lost(alone, tmp_path, tmp_path_fac
         environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
         try:
             for role in (
+                # the head takes no run: Ray may give it all of them, and it must not be lost
                 ["--head", "--port", str(port), "--ray-client-server-port", str(client),
-                 "--include-dashboard", "false"],
-                ["--address", f"127.0.0.1:{port}"],
+                 "--include-dashboard", "false", "--num-cpus", "0"],
+                *[["--address", f"127.0.0.1:{port}", "--num-cpus", "1"]] * 2,
             ):  # fmt: skip
                 nodes.append(start([*ray, *role], env=environment, start_new_session=True))
                 assert any("Ray runtime started" in line for line in nodes[-1].stdout)
             until(lambda: listening(client), *nodes)
             words = [*SCATTER, "--cluster", f"ray://127.0.0.1:{client}", "--out", str(path)]
             sweeping = start(words, env=environment)
+            workers = nodes[1:]
             nodes.append(sweeping)
-            until(lambda: family(nodes[1]).intersection(hold.waiting()), *nodes)
-            end_group(nodes[1])
+            until(lambda: [n for n in workers if family(n) & set(hold.waiting())], *nodes)
+            busy = next(n for n in workers if family(n) & set(hold.waiting()))
+            end_group(busy)
             hold.release()
             assert sweeping.wait() == 0, sweeping.stderr.read()
         finally:
